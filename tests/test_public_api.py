@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -42,9 +43,12 @@ def test_a_recipe_is_found_by_name():
     assert {"bert_tiny", "llama3_8b"} <= set(recipes())
 
 
-def test_an_unknown_recipe_is_named_with_those_near_it():
+def test_an_unknown_recipe_is_named_with_those_near_it(tmp_path):
     with pytest.raises(UserError, match="there is no recipe bert_tinny.*did you mean bert_tiny"):
         ft.recipe("bert_tinny")
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(UserError, match=r"pipe\.py is no regular file"):
+        ft.recipe(str(tmp_path / "pipe.py"))
     with pytest.raises(UserError, match="there is no config file nowhere/bert_tinny.py; give"):
         ft.recipe("nowhere/bert_tinny.py")
 

@@ -63,6 +63,11 @@ class Inputs:
         has no text, and for a file without rows."""
         path, decoder = Path(self.path).expanduser(), Decoder(replace=False)
         if not path.is_file():
+            if path.exists() and not path.is_dir():
+                raise UserError(
+                    f"{path} is a pipe or a device, which is not read; write the rows to a file, "
+                    "and give --input that"
+                )
             raise UserError(f"there is no file {path}; give --input a file of rows")
         found: list[InputRow] = []
         for part in self._parts(path):

@@ -149,13 +149,21 @@ def read_side_file(path: epath.Path) -> str | None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Replaces a file atomically. Raises UserError if it cannot be written."""
+    """Replaces a file atomically, or the target of a link; writes into a device or a pipe.
+
+    Raises UserError if it cannot be written.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if is_bucket(path):
+        if is_bucket(path) or _is_device(path):  # /dev/null is not to be replaced
             path.write_text(text)
         else:
-            write_atomically(path, text.encode(), lasting=False)
+            write_atomically(os.path.realpath(path), text.encode(), lasting=False)
+
+
+def _is_device(path: epath.Path) -> bool:
+    """Whether a path is there and neither a file nor a folder, such as /dev/stdout."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_side_file(path: epath.Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -76,3 +77,6 @@ def test_a_row_that_cannot_be_read_is_named(name, content, fields, message, tmp_
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         Inputs(str(tmp_path / "none.txt")).rows()
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe\.txt is a pipe or a device"):
+        Inputs(str(tmp_path / "pipe.txt")).rows()

@@ -1,5 +1,6 @@
 """Workdirs: paths, locks and atomic writes."""
 
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,18 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_text(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
+
+
+def test_a_device_and_a_link_stay_what_they_are(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(epath.Path(pipe), "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
+    link.symlink_to("file")
+    write_text(epath.Path(link), "text")
+    assert link.is_symlink() and (tmp_path / "file").read_text() == "text"
 
 
 def test_a_side_file_replaces_a_folder_of_its_name(tmp_path, caplog):
