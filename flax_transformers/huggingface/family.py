@@ -300,16 +300,20 @@ def _unknown(name: str, model_type: object, typed: Family | None) -> str:
             f"supported; to read its layers as another {model_type} model, give {_ARGUMENT}: one "
             f"of {', '.join(choices)}"
         )
-    known = sorted(name for family in all_families() for name in family.architectures)
     return (
-        f"config.json names architecture {ranges.shown(name)} "
-        f"(model_type {ranges.shown(model_type)}), which is not supported; "
-        f"supported are {', '.join(known)}"
+        f"config.json names architecture {ranges.shown(name)} (model_type "
+        f"{ranges.shown(model_type)}), which is not supported; supported model types are "
+        f"{', '.join(_model_types())}. If its layers are those of one of them, as of a renamed "
+        f"Llama, give {_ARGUMENT}, such as LlamaForCausalLM; else register a Family of your own"
     )
 
 
+def _model_types() -> list[str]:
+    return sorted(kind for family in all_families() for kind in family.model_types)
+
+
 def _unnamed(model_type: object) -> str:
-    known = sorted(kind for family in all_families() for kind in family.model_types)
+    known = _model_types()
     if model_type is None:
         return (
             'config.json has neither "architectures" nor "model_type"; add a line that names the '

@@ -308,11 +308,47 @@ def _read_config(
                 for each in (own, family.from_huggingface(wanted))
             )
             return identity, own, config
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        except UserError as error:
+            name = _faulty_field(described, architecture)
+            if name is None or name.rpartition(".")[2] in str(error):
+                raise
+            raise UserError(f"{error}; look at its field {name}") from error
+        except _OF_A_WRONG_KIND as error:
+            name = _faulty_field(described, architecture)
             raise UserError(
-                f"config.json has a field of a kind that cannot be read ({error!s:.200}); compare "
-                "it with that of a published model"
+                f"config.json has {name or 'a field'} of a kind that cannot be read "
+                f"({error!s:.200}); compare it with that of a published model"
             ) from error
+
+
+_OF_A_WRONG_KIND = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+"""What readers raise for a field of a wrong kind, besides UserError."""
+
+
+def _faulty_field(described: Mapping[str, Any], architecture: str | None) -> str | None:
+    """The field without which a config.json that is refused could be read; None if no one field
+    is at fault."""
+    if _is_readable(described, architecture):
+        return None
+    for name in sorted(described.keys() - {"architectures", "model_type"}):
+        inner = described[name] if isinstance(described[name], dict) else {}
+        without = {key: value for key, value in described.items() if key != name}
+        for part in inner:
+            rest = {key: value for key, value in inner.items() if key != part}
+            if _is_readable({**without, name: rest}, architecture):
+                return f"{name}.{part}"
+        if _is_readable(without, architecture):
+            return name
+    return None
+
+
+def _is_readable(described: Mapping[str, Any], architecture: str | None) -> bool:
+    try:
+        identity = identify(described, architecture)
+        identity.family.from_huggingface(identity.own or identity.wanted)
+    except (UserError, *_OF_A_WRONG_KIND):
+        return False
+    return True
 
 
 def _with_settings(

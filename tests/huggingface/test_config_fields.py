@@ -12,7 +12,7 @@ from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.config_fields import kept_fields
 from flax_transformers.huggingface.family import config_json, family_of_json
-from flax_transformers.huggingface.read import _read_config
+from flax_transformers.huggingface.read import _read_config, directory_config
 from tests.families.tiny_bert import make_model
 
 KEPT = {
@@ -114,3 +114,28 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
     assert written["_num_labels"] == 4 and len(written["id2label"]) == 4
     assert written["torch_dtype"] == written["dtype"] == "float32"
     assert load_file(tmp_path / "four" / "model.safetensors")["classifier.bias"].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "said"),
+    [
+        ("BertForMaskedLM", {"layer_norm_eps": 1e30}, "norm_eps is 1e.30.*its field layer_norm_e"),
+        ("GPT2LMHeadModel", {"bos_token_id": "x"}, "id of a token.*; look at its field bos_token"),
+        ("BertForMaskedLM", {"hidden_act": ["gelu"]}, "has hidden_act of a kind that cannot be re"),
+        ("LlamaForCausalLM", {"rope_scaling": 0.5}, "has rope_scaling of a kind that cannot be re"),
+        (
+            "CLIPModel",
+            {"vision_config": {"layer_norm_eps": 1e-5, "num_attention_heads": 0}},
+            r"num_heads is 0; it must be at least 1; look at its field vision_config.num_attent",
+        ),
+        ("GPT2LMHeadModel", {"n_layer": -1}, "has n_layer -1; it must be at least 0$"),
+    ],
+)
+def test_a_field_that_cannot_be_read_is_named_as_the_file_does(
+    tmp_path, architecture, fields, said
+):
+    described = {"architectures": [architecture]} | fields
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=said):
+        directory_config(tmp_path)

@@ -25,7 +25,7 @@ def test_every_size_is_of_its_family_and_every_architecture_of_one_alone():
 
 
 def test_an_architecture_that_is_not_supported_is_refused_with_those_that_are():
-    with pytest.raises(UserError, match="'OPTForCausalLM'.*not supported.*BertForMaskedLM"):
+    with pytest.raises(UserError, match="'OPTForCausalLM'.*not supported.* bert, .*LlamaForC"):
         family_of_json({"architectures": ["OPTForCausalLM"], "model_type": "opt"})
 
 
@@ -95,6 +95,11 @@ def test_the_caller_decides_then_the_architectures_then_the_model_type(described
     [
         ({}, None, r'neither "architectures" nor "model_type"; add a line .*"architectures": \["B'),
         ({"model_type": "opt"}, None, r"model_type 'opt', which is not supported; .* bart, bert"),
+        (
+            {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]},
+            None,
+            "'Phi3ForCausalLM' .*model types are albert, .* vit.* renamed Llama, give archit",
+        ),
         (
             {"model_type": "bert", "architectures": ["BertForRelations"]},
             None,
