@@ -123,6 +123,7 @@ def show_images(console: Console, batch: Batch, label_names: Sequence[str], path
     Each video is a row."""
     import numpy as np
     from etils import epath
+    from rich.text import Text
 
     from flax_transformers.evaluation.pictures import picture_grid, write_png
 
@@ -133,10 +134,14 @@ def show_images(console: Console, batch: Batch, label_names: Sequence[str], path
     filled = np.ones((rows * columns, *pictures.shape[1:]))
     filled[: len(pictures)] = pictures
     write_png(epath.Path(path), picture_grid(filled.reshape(rows, columns, *pictures.shape[1:])))
-    console.print(f"{len(pictures)} prepared images, row by row, are in [bold]{path}[/]")
+    # As Text, for names in brackets would be taken for styles.
+    console.print(
+        Text.assemble(f"{len(pictures)} prepared images, row by row, are in ", (path, "bold"))
+    )
     for i, index in enumerate(batch["example_id"]):
         row, column = divmod(i * len(pictures) // len(pixels), columns)
-        console.print(f"{row + 1}.{column + 1}  image {index}{_labels(batch, i, label_names)}")
+        labels = _labels(batch, i, label_names)
+        console.print(Text(f"{row + 1}.{column + 1}  image {index}{labels}"))
 
 
 def _labels(batch: Batch, i: int, label_names: Sequence[str]) -> str:

@@ -142,7 +142,7 @@ def _begin(
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items()) or "one device"
     console.print(
         f"{found.topology}: {found.devices} devices ({found.chip}), mesh {mesh}; {work}",
@@ -211,7 +211,7 @@ def show_ranked(ranked: Sequence[plans.StepPlan]) -> None:
     for rank, one in enumerate(ranked, 1):
         bound = "" if one.mfu_bound is None or not one.fits else f"{one.mfu_bound:.1%}"
         table.add_row(str(rank), settings(one), outcome(one), bound)
-    Console().print(table, highlight=False)
+    Console(markup=False, emoji=False).print(table, highlight=False)
 
 
 def as_json(found: plans.StepPlan) -> dict:

@@ -128,7 +128,7 @@ def _report(sweep: Runs, own: Sequence[str]) -> None:
         raise UserError(_failures(failed, len(own)))
     table = make_table(sweep, found)
     files = [*write_table(table), plot_table(table)]
-    console = Console()
+    console = Console(markup=False, emoji=False)  # values may be in brackets
     if not console.is_terminal:  # a file or a pipe has no width
         console.width = _FILE_WIDTH
     console.print(terminal_table(table), highlight=False)

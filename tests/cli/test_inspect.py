@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from flax_transformers.cli.inspect import rich_line
+from flax_transformers.cli.inspect import rich_line, show_images
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.objectives.base import ExampleView
@@ -85,3 +86,16 @@ def test_any_objective_shows_its_rows(capsys, tmp_path, module, name, shown):
 def test_fewer_than_one_example_is_refused(capsys, tmp_path):
     assert main(["inspect", "configs/bert_tiny.py", "--examples", "0"]) == 2
     assert "--examples is 0" in capsys.readouterr().err
+
+
+def test_a_class_in_brackets_is_shown_as_it_is(capsys, tmp_path):
+    batch = {
+        "pixel_values": np.zeros((1, 3, 4, 4), np.uint8),
+        "labels": np.array([[0]]),
+        "label_weights": np.ones((1, 1), np.float32),
+        "example_id": np.array([7]),
+    }
+    path = str(tmp_path / "[bold].png")
+    show_images(Console(soft_wrap=True), batch, ["[/x] :cat:"], path)
+    shown = capsys.readouterr().out
+    assert path in shown and "1.1  image 7: [/x] :cat:\n" in shown
