@@ -81,7 +81,7 @@ _TRAINERS: list = []
 @pytest.fixture(scope="module")
 def compiled_once() -> Iterator[None]:
     """Runs of the same model, objective and optimizer on the same mesh share the trainer, whose
-    steps each of them would otherwise trace and load anew. For modules that change no code that is
+    steps each of them would otherwise trace and load again. For modules that change no code that is
     traced."""
     make = setup.Trainer
 

@@ -156,5 +156,5 @@ def problems_with(fault: Fault, job: Job, expected: int | None) -> list[str]:
     if resumed is not None and resumed != expected:
         found.append(f"resumed from step {resumed}, not {expected}")
     if resumed is None and expected is not None and fault.moment != "start":
-        found.append(f"began anew, not from step {expected}")
+        found.append(f"began from the start, not from step {expected}")
     return found

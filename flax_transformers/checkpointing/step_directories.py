@@ -191,7 +191,7 @@ def write_files(folder: epath.Path, files: Files) -> None:
 
 def remove(folder: epath.Path, attempts: int = 10) -> None:
     """Removes a folder as far as possible, also while a failed write still adds files, and once
-    more if it makes the folder anew."""
+    more if it makes the folder again."""
     absent = 0
     for _ in range(attempts):
         with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ def is_there(file: epath.Path | Path) -> bool:
     """
     if not is_bucket(file) and os.path.islink(file) and not os.path.exists(file):
         raise UserError(
-            f"{file} is a link to nothing; copy the folder anew, following its links (cp -rL)"
+            f"{file} is a link to nothing; copy the folder again, following its links (cp -rL)"
         )
     return file.exists() and not file.is_dir()
 

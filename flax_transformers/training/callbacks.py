@@ -78,7 +78,7 @@ class Listeners:
     """The callbacks of a run and, in process 0 alone, its sinks.
 
     ``sinks`` are open during the whole of training. Those that ``open_sinks`` gives, for rows after
-    a step, are opened where the run starts or resumes, and anew after a rollback.
+    a step, are opened where the run starts or resumes, and again after a rollback.
     """
 
     def __init__(

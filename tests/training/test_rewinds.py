@@ -63,7 +63,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_past_the_data_since(config, spoil
     spoil({7, 8, 9, 10})
     outcome = train(config, tmp_path / "run")
     assert (outcome.step, outcome.preempted) == (STEPS, False)
-    # Batches 7, 8 and 9 are skipped, after which steps 6 to 10 are taken anew, from batch 10 on.
+    # Batches 7, 8 and 9 are skipped, after which steps 6 to 10 are taken again, from batch 10 on.
     taken = trained_on(tmp_path / "run")
     assert list(taken) == list(range(1, STEPS + 1))
     assert [taken[step] for step in (1, 5, 6, 7)] == [stream[i] for i in (0, 4, 10, 11)]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from flax_transformers.data.sources.records import Records
 
 VERSION = 2
-"""Increased when the documents of a shard change; unfinished stores are then prepared anew."""
+"""Increased when the documents of a shard change; unfinished stores are then prepared again."""
 _RUNS = 8
 """Runs per process, so that all processes end at about the same time."""
 

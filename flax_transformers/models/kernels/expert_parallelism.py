@@ -82,7 +82,7 @@ def mix_experts(
 
 
 def _kept(primitive: Any, *_: Any, **__: Any) -> bool:
-    """All but whole kernels, for those of all layers are many: the backward pass gathers anew."""
+    """All but whole kernels, for those of all layers are many: the backward pass gathers again."""
     return primitive is not jax.lax.all_gather_p
 
 

@@ -67,7 +67,7 @@ class Rollouts:
     """Do not train on completions that did not end within ``completion_length``."""
     gather_weights: bool = False
     """Sample with weights that are not divided over the mesh axis ``fsdp``. Otherwise every token
-    gathers them anew, which is slower but takes no further memory."""
+    gathers them again, which is slower but takes no further memory."""
     kept: int = 100
     """Number of the newest rollouts whose arrays are kept in the workdir. A run that resumes in the
     middle of a rollout needs it; if it is missing, new completions are sampled."""

@@ -476,5 +476,5 @@ def test_a_vocabulary_that_is_not_a_regular_file_is_not_read(tmp_path, make):
 def test_a_link_to_nothing_is_no_missing_file(tmp_path, name):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     (tmp_path / name).symlink_to("../../blobs/1")
-    with pytest.raises(UserError, match=rf"{name} is a link to nothing; copy the folder anew"):
+    with pytest.raises(UserError, match=rf"{name} is a link to nothing; copy the folder again"):
         load_tokenizer(tmp_path)

@@ -179,8 +179,8 @@ def test_on_tpus_activations_shrink_as_experts_are_divided_further():
         found = account(program.as_text(), mesh.shape)
         permuted = {one.axes for one in found.collectives if one.kind == "collective-permute"}
         assert permuted == {("expert",)}
-        # Three products forward, two of them anew and six backward, of the rows of all visits;
-        # libtpu before 0.0.52 makes the third one anew, too, which nothing needs.
+        # Three products forward, two of them again and six backward, of the rows of all visits;
+        # libtpu before 0.0.52 makes the third one again, too, which nothing needs.
         product = 2 * SLACK * 32 * 512 * CHOICES / peers * 512 * 1024
         assert 10.9 * product < found.matmul_flops < 12.1 * product
     assert temporaries[8] < 1.1 * temporaries[2] / 4
