@@ -291,6 +291,8 @@ def from_huggingface(config: Mapping[str, Any]) -> ModernBertConfig:
             f"config.json has classifier_pooling {fields['pooling']!r}, which is not supported; "
             "only 'cls' and 'mean' are"
         )
+    if config.get("sliding_window") is not None:  # of one side; transformers 5 derives it
+        huggingface.refuse_values(config, {"sliding_window": fields["local_attention"] // 2})
     fields |= _read_layers(config, fields["num_layers"])
     fields |= _read_ropes(config, fields["max_positions"])
     return huggingface.make_config(ModernBertConfig, fields)

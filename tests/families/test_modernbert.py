@@ -299,6 +299,7 @@ def test_fields_that_files_leave_out_have_their_published_defaults():
         ("model_type", "bert", "model_type 'bert'"),
         ("num_hidden_layers", "22", "num_hidden_layers '22'"),
         ("local_attention", 0, "local_attention is 0"),
+        ("sliding_window", 128, "sliding_window 128, which is not supported; only 64 is"),
         ("layer_types", [FULL, "chunked_attention"], "layer_types 'chunked_attention'"),
         ("layer_types", [SLIDING, FULL], "names 2 layers, but model.num_layers is 22"),
         ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"),
