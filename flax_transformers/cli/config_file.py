@@ -122,7 +122,7 @@ def _config_path(name: str) -> Path:
 
 def _imported(path: Path) -> ModuleType:
     if not path.is_file():
-        if path.exists():
+        if path.exists() and not path.is_dir():
             raise UserError(f"{path} is no regular file; give the path of a config file")
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, 1, 0.3)

@@ -253,7 +253,7 @@ class Work:
         before = [[] if self.answers else prompt for prompt in encoded]
         stops = StopStrings.of(self.stops, self.token_texts, before) if self.stops else None
         typist = None
-        terminal = shown and texts == 1 and sys.stdout.isatty()
+        terminal = shown and texts == 1 and bool(sys.stdout and sys.stdout.isatty())
         terminal = terminal and not isinstance(self.choice, Beams)
         if self.command.stream or terminal:
             typist = Typist(self.prompts, before[0], self.stops, self.eos_ids)

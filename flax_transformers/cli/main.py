@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import gc
 import logging
 import os
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("flax_transformers").setLevel(logging.INFO)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        if sys.stdout is not None:  # None: it was closed before the start
+            sys.stdout.flush()  # here, where a full disk is named
+        return code
     except UserError as error:
         print(f"{parsing.PROGRAM}: {error}", file=sys.stderr)
         return _leave(USER_ERROR)
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
         return _leave(BROKEN_PIPE)
     except Exception as error:
-        if (explained := _out_of_memory(error)) is None:
+        if (explained := _out_of_memory(error) or _out_of_space(error)) is None:
             raise
         print(f"{parsing.PROGRAM}: {explained}", file=sys.stderr)
         return _leave(USER_ERROR)
@@ -84,6 +88,16 @@ def _out_of_memory(error: Exception) -> str | None:
         "or for training set --phases.0.micro-batches higher, --compute.remat full, or --mesh.fsdp "
         "to shard over more devices. flax-transformers plan shows what takes the memory"
     )
+
+
+def _out_of_space(error: Exception) -> str | None:
+    """What to do about a disk that is full, such as that of a file which the output goes to."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    if error.filename is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is not written at exit)
+    place = error.filename or "the output of the command"
+    return f"{place} cannot be written ({error.strerror}); free some space, and run it again"
 
 
 def _leave(code: int) -> int:

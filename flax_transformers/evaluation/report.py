@@ -152,8 +152,8 @@ def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    """Prints; a closed pipe does not end a training run."""
+    """Prints; a closed pipe or a full disk does not end a run."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # also a full disk
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (closed with the process)

@@ -86,8 +86,8 @@ class Progress(MetricSink):
 
     def _print_line(self) -> None:
         # A reader that went away (head, a closed terminal) must not end a training run: rich turns
-        # itself off and raises SystemExit.
-        with contextlib.suppress(SystemExit):
+        # itself off and raises SystemExit. Nor must a full disk that the output goes to.
+        with contextlib.suppress(SystemExit, OSError):
             text = "  ".join([f"step {self._position()}", *self._fields()])
             self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         self._metrics.clear()

@@ -244,8 +244,9 @@ def _say(text: str) -> None:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # which a closed one is
+            stream.flush()
 
 
 def _exit_at_once(

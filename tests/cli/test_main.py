@@ -1,5 +1,7 @@
 """The command line: help, and errors of one sentence with exit code 2."""
 
+import errno
+import io
 import json
 import re
 import subprocess
@@ -189,6 +191,18 @@ def test_a_program_that_the_device_has_no_memory_for_is_explained(capsys, monkey
     message = refused(capsys, "train", TINY)
     assert "too little memory (RESOURCE_EXHAUSTED" in message
     assert "--phases.0.micro-batches" in message
+
+
+class FullDisk(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_output_on_a_full_disk_is_named(capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", FullDisk())
+        assert main(["--version"]) == 2
+    assert "the output of the command cannot be written (No space" in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(capsys, small, tmp_path):
