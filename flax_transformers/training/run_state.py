@@ -60,15 +60,21 @@ class RunPosition:
     def evaluated(self, config: TrainConfig, scores: Mapping[str, float]) -> bool:
         """Notes an evaluation at this step; whether it is the best so far, and is to be saved.
 
-        Raises AgreedError if it has not the metric that early stopping depends on.
+        Raises AgreedError if it has not the metric that early stopping, or keeping the best
+        checkpoints, depends on.
         """
         kept, (stopping, _) = config.retention, config.stopping_metric
-        if config.early_stopping.patience is not None and stopping not in scores:
-            raise AgreedError(
-                f"the metric of early stopping, {stopping!r}, is not among those of the "
-                f"evaluation: {', '.join(sorted(scores)) or 'none'}; set early_stopping.metric to "
-                "one of them"
-            )
+        needed = []
+        if config.early_stopping.patience is not None:
+            needed.append(("early stopping", stopping, "early_stopping.metric"))
+        if config.checkpoints.keep_best and scores:
+            needed.append(("checkpoints.keep_best", kept.best_metric, "checkpoints.best_metric"))
+        for purpose, metric, name in needed:
+            if metric not in scores:
+                raise AgreedError(
+                    f"the metric of {purpose}, {metric!r}, is not among those of the evaluation: "
+                    f"{', '.join(sorted(scores)) or 'none'}; set {name} to one of them"
+                )
         watched = {name: scores[name] for name in (kept.best_metric, stopping) if name in scores}
         self.evaluations.append({"step": self.step, **watched})
         if not kept.keep_best or kept.best_metric not in scores:
