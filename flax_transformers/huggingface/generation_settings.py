@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import tensor_files
 from flax_transformers.huggingface.family import family_of
@@ -124,7 +125,11 @@ def read_settings(given: Mapping[str, Any], source: object) -> GenerationSetting
     other = tuple(
         (name, json.dumps(value)) for name, value in sorted(given.items()) if name not in _READERS
     )
-    return GenerationSettings(**known, other=other)
+    try:
+        return GenerationSettings(**known, other=other)
+    except ranges.OutOfRange as error:
+        fault = str(error).removeprefix("model.generation.")
+        raise UserError(f"{source} is out of range: {fault}") from None
 
 
 def write_settings(settings: GenerationSettings) -> dict[str, Any]:

@@ -123,6 +123,11 @@ def test_a_value_of_the_wrong_kind_is_refused_with_file_and_field(tmp_path, fiel
         read_folder(tmp_path, GPT2Config())
 
 
+def test_a_number_out_of_range_is_refused_with_file_and_field():
+    with pytest.raises(UserError, match=r"^x/f.json is out of range: num_beams is 1000000; it m"):
+        read_settings({"num_beams": 10**6}, "x/f.json")
+
+
 def test_a_config_json_counts_only_without_the_other_file(tmp_path):
     config = LlamaConfig()
     write(tmp_path, "config.json", model_type="llama", repetition_penalty=1.3, hidden_size=8)
