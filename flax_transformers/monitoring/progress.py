@@ -65,8 +65,9 @@ class Progress(MetricSink):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report that ``step`` steps are done; ``metrics`` replace those of the same name.
 
-        ``train/loss``, ``train/accuracy`` and ``perf/tokens_per_second``, or without tokens
-        ``perf/examples_per_second``, are displayed; others are ignored. Host numbers only.
+        ``train/loss`` (where there are rollouts, ``rollout/reward`` instead), ``train/accuracy``
+        and ``perf/tokens_per_second``, or without tokens ``perf/examples_per_second``, are
+        displayed; others are ignored. Host numbers only.
         """
         self._step = step
         self._metrics.update(metrics)
@@ -106,7 +107,9 @@ class Progress(MetricSink):
     def _shown_metrics(self) -> list[str]:
         """Those of the metrics that are displayed, as text."""
         fields = []
-        if (loss := self._metrics.get("train/loss")) is not None:
+        if (reward := self._metrics.get("rollout/reward")) is not None:
+            fields.append(f"reward {reward:.3f}")  # the loss is near zero whatever is learned
+        elif (loss := self._metrics.get("train/loss")) is not None:
             fields.append(f"loss {loss:.3f}")
         if (accuracy := self._metrics.get("train/accuracy")) is not None:
             fields.append(f"acc {100 * accuracy:4.1f}%")

@@ -125,6 +125,12 @@ def test_a_plain_line_has_only_numbers_that_no_line_before_it_had():
     ]
 
 
+def test_of_rollouts_the_reward_is_shown_and_not_the_loss():
+    metrics = {"train/loss": 1.8e-10, "rollout/reward": 0.29140625}
+    lines = run(metrics=metrics).splitlines()
+    assert lines[0] == "step 1/4  reward 0.291"
+
+
 def test_the_bar_of_a_terminal_keeps_metrics_that_are_not_given_again():
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None)
