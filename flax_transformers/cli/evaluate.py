@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
@@ -164,7 +164,7 @@ def _log_other_values(config: TrainConfig, found: SavedStep, file: str | None) -
     shown = [
         f"{field} {new!r} (run: {old!r})"
         for name, before, after in zip(names, saved, own, strict=True)
-        for field, (old, new) in differences(before, after, name).items()
+        for field, (old, new) in differences(*_alike(before, after), name).items()
     ]
     if shown:
         log.info(
@@ -173,6 +173,14 @@ def _log_other_values(config: TrainConfig, found: SavedStep, file: str | None) -
             ", ".join(shown[:4]),
             f" and {len(shown) - 4} more" if len(shown) > 4 else "",
         )
+
+
+def _alike(old: Any, new: Any) -> tuple[Any, Any]:
+    """Two JSON configs; of each that is of another type than the other only the type, since fields
+    that one of them lacks say nothing."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("type") != new.get("type"):
+        return {"type": old.get("type")}, {"type": new.get("type")}
+    return old, new
 
 
 def _with_sets(config: TrainConfig, sets: Sequence[str]) -> TrainConfig:

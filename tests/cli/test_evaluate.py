@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.cli.evaluate import _log_other_values
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.base import EvaluationSet
@@ -24,6 +26,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.report import table_of_sets
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.runtime import evaluation_sets, prepared_data
@@ -260,3 +263,15 @@ def test_the_table_has_a_row_for_each_set_and_a_column_for_each_metric():
     assert table.splitlines()[0].split()[1:] == ["loss", "majority", "class", "(accuracy)"]
     assert table.splitlines()[1].split() == ["held-out", "0.5000", "-"]
     assert table.splitlines()[2].split() == ["x", "0.2500", "0.5000"]
+
+
+def test_of_another_objective_only_its_type_is_named(tmp_path, monkeypatch, caplog):
+    config = classifier(tmp_path)
+    other = replace(config, objective=MaskedLM(), seed=1)
+    monkeypatch.setattr("flax_transformers.restore.saved_config", lambda found: other)
+    with caplog.at_level(logging.INFO):
+        _log_other_values(config, None, "mine.py")
+    assert caplog.messages == [
+        "scoring with the values of mine.py, not with those of the run: objective.type "
+        "'sequence_classification' (run: 'masked_lm')"
+    ]
