@@ -64,6 +64,7 @@ class SweepTable:
     how many of its ``runs`` are ``finished``."""
 
     name: str
+    folder: epath.Path
     records: Sequence[Mapping[str, Any]]
     plot: Picture | None
     finished: int
@@ -152,7 +153,8 @@ def _sweep(name: str, folder: epath.Path) -> SweepTable:
     records = {one.name: _record(one) for one in _trainings(folder)}
     runs = _record(folder).get("runs", [*records])  # those of earlier sweeps are not listed
     ended = [run for run in runs if records.get(run, {}).get("finished_step") is not None]
-    return SweepTable(name, [json.loads(line) for line in lines], picture, len(ended), len(runs))
+    table = [json.loads(line) for line in lines]
+    return SweepTable(name, folder, table, picture, len(ended), len(runs))
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:

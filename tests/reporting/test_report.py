@@ -175,6 +175,7 @@ def test_the_report_of_a_sweep_that_was_stopped_has_its_runs(tmp_path):
     assert main(["report", *named, "--output", str(output)]) == 0
     text = output.read_text()
     assert "1 of 4 runs are finished." in text
+    assert Elements(text).texts["h1"] == ["rates"]
     assert {"Held-out scores", "Samples", "Sweep rates"} <= set(Elements(text).texts["h2"])
     rows = Elements(text).texts["td"]
     place = rows.index("optimizer.learning_rate")
