@@ -108,7 +108,7 @@ def train_all(todo: Sequence[StudyRun]) -> bool:
             outcome = _train(training)
             if outcome is None:
                 break
-            if outcome.preempted:
+            if outcome.preempted or outcome.told_to_stop:
                 return False
     return True
 

@@ -71,7 +71,8 @@ _ELSEWHERE = "train in another --workdir"
 @dataclass(frozen=True)
 class Outcome:
     """How training ended. ``preempted``: told to stop before the last step, by a signal;
-    ``stopped``: by a callback. ``stopped_early``: why the run is through before its last step."""
+    ``stopped``: by a callback. ``stopped_early``: why the run is through before its last step.
+    ``told_to_stop``: by either, also after the last step, when only other runs can obey."""
 
     step: int
     preempted: bool
@@ -79,6 +80,7 @@ class Outcome:
     """The last value of every metric."""
     stopped: bool = False
     stopped_early: str | None = None
+    told_to_stop: bool = False
 
 
 def train_prepared(
@@ -136,7 +138,7 @@ def train_prepared(
         with watchdog.phase("restore"):
             begun = start_or_resume(run, initial)
         try:
-            ended, stopped = _run_to_end(run, begun)
+            ended, stopped, told = _run_to_end(run, begun)
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
@@ -145,16 +147,16 @@ def train_prepared(
             early = reason_to_stop_early(config, ended.position)
         is_through = ended.step >= config.total_steps or early is not None
         preempted, stopped = not (is_through or stopped), stopped and not is_through
-        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped, early)
+        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped, early, told)
         if is_through:
             require_finite_end(workdir, ended.step, outcome.metrics, ended.diverging_steps)
     return outcome
 
 
-def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool]:
+def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool, bool]:
     """Trains to the end or to a requested stop, and rolls back where steps diverge.
 
-    Also returns whether a callback requested the stop.
+    Also returns whether a callback requested the stop that ended it, and whether any was requested.
     """
     total = run.config.total_steps
     with (
@@ -167,7 +169,7 @@ def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool]:
             with watchdog.phase("restore"):
                 begun = roll_back(run, ended)
             ended = _run_phases(run, begun, stop)
-        return ended, stop.obeyed and stop.by_callback()
+        return ended, stop.obeyed and stop.by_callback(), stop.requested
 
 
 def checked_mesh(config: TrainConfig) -> Mesh:

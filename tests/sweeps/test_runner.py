@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 from etils import epath
 
+import flax_transformers as ft
 from flax_transformers import run as runs
 from flax_transformers.checkpointing.config import EarlyStopping
 from flax_transformers.cli.parsing import override
@@ -154,13 +156,25 @@ def test_a_run_of_another_process_is_left_to_it(base, tmp_path, capsys):
     assert runner.results(sweep) == []
 
 
-def test_a_sweep_that_is_told_to_stop_ends_between_its_runs(base, tmp_path, monkeypatch):
-    stopped, names = Outcome(2, True, {}), []
+@pytest.mark.parametrize(
+    "outcome", [Outcome(2, True, {}), Outcome(3, False, {}, told_to_stop=True)]
+)
+def test_a_sweep_that_is_told_to_stop_ends_between_its_runs(base, tmp_path, monkeypatch, outcome):
+    stopped, names = outcome, []
     monkeypatch.setattr(
         runs, "train", lambda config, workdir, **_: names.append(workdir.name) or stopped
     )
     assert not trained_all(sweep_of(base, tmp_path / "all", seeds=2))
     assert names == ["steps=3,seed=0"]
+
+
+def test_a_signal_after_the_last_step_of_a_run_stops_the_sweep(base, tmp_path):
+    class Signal(ft.Callback):
+        def on_evaluation(self, step, metrics):
+            signal.raise_signal(signal.SIGINT)
+
+    told = ft.train(base, tmp_path / "one", callbacks=[Signal()])
+    assert (told.step, told.preempted, told.told_to_stop) == (3, False, True)
 
 
 def test_folders_of_something_else_are_refused(base, tmp_path, trained):
