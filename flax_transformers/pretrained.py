@@ -222,7 +222,7 @@ def _combined(
             )
     if shown := [name for name in differ if name not in BESIDE_THE_MODEL]:
         fields = ", ".join(f"{name} {theirs[name]!r}" for name in shown[:8])
-        more = f" and {len(shown) - 8} more fields" if len(shown) > 8 else ""
+        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         log.info("the model is that of %s, not the config's: %s%s", place, fields, more)
     return dataclasses.replace(config, **theirs)
 

@@ -58,6 +58,12 @@ def test_a_recipe_file_of_the_guides_that_is_not_here_is_named_as_the_recipe():
         ft.recipe("nowhere/bert_tiny.py")
 
 
+def test_the_folder_of_a_run_given_as_a_config_is_resumed_by_workdir(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"to resume the run .* --workdir {tmp_path} alone"):
+        ft.recipe(str(tmp_path))
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A tokenizer of bytes as a run saves it, which ends its texts with </s>."""

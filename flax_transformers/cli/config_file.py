@@ -128,6 +128,8 @@ def _imported(path: Path) -> ModuleType:
         near = difflib.get_close_matches(str(path), others, 1, 0.3)
         if path.stem in recipes():  # the guides name files of a clone of the repository
             hint = f"for the recipe of the package give its name, {path.stem}"
+        elif (path / "config.json").is_file():
+            hint = f"to resume the run in this folder give --workdir {path} alone"
         else:
             hint = f"did you mean {near[0]}?" if near else "give the path of a config file"
         raise UserError(f"there is no config file {path}; {hint}")
