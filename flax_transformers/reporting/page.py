@@ -30,8 +30,8 @@ _FROM_ZERO = ("perf/", "optimizer/learning_rate")
 def page(runs: Sequence[ReportedRun], sweeps: Sequence[SweepTable]) -> str:
     """The page of ``runs`` and ``sweeps``."""
     swept = {str(sweep.folder) for sweep in sweeps}
-    alone = [run for run in runs if str(run.folder.parent) not in swept]
-    names = [one.name for one in (*sweeps, *alone)]
+    alone = [run.name for run in runs if str(run.folder.parent) not in swept]
+    names = [sweep.name for sweep in sweeps] + alone
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     sections = [
         _legend(runs),
