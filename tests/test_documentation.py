@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flax_transformers.cli.config_file import load_config
+from flax_transformers.cli.config_file import load_config, recipes
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 
@@ -106,6 +106,9 @@ def test_every_command_and_its_options_exist(page, arguments):
         if word.endswith(".py"):
             config = ROOT / word
             assert config.is_file(), word
+        elif at == 1 and command in WITH_FIELDS - {"evaluate", "doctor"} and word.islower():
+            assert word.startswith("--") or word in recipes(), word
+            config = recipes().get(word, config)
         if not word.startswith("--") or word in own:
             continue
         overrides.append(word)
