@@ -137,6 +137,12 @@ def check_fields(config: Any, where: str) -> None:
         _check_leaves(name, value, table.get(field.name))
 
 
+def field_range(config: object, name: str) -> Range | None:
+    """The range that the class of a config declares for a field, if any."""
+    kind: type = type(config)
+    return _table(kind).get(name)
+
+
 def check_number(name: str, value: Any, allowed: Range) -> Any:
     """Return ``value``; raise OutOfRange, beginning with ``name``, if it is out of range."""
     fault = allowed.fault(value)

@@ -49,7 +49,7 @@ def read_numbers(
     """Numeric fields by our names. ``names`` maps ours to theirs.
 
     Older files leave out what is default: such a field is taken from ``defaults``. Raises UserError
-    for a value that is not a number of the right kind.
+    for a value that is not a number of the right kind, or is larger than the field may be.
     """
     numbers = {}
     for ours, theirs in names.items():
@@ -58,6 +58,11 @@ def read_numbers(
         if value is None and default is None:
             continue
         require_number(theirs, value, whole=not isinstance(default, float))
+        allowed = ranges.field_range(defaults, ours)
+        if allowed is not None and value > allowed.most:  # before lists of as many layers are made
+            raise UserError(
+                f"config.json has {theirs} {ranges.shown(value)}; {allowed.fault(value)}"
+            )
         numbers[ours] = value if default is None else type(default)(value)
     return numbers
 

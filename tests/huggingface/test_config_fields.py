@@ -119,7 +119,7 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "fields", "said"),
     [
-        ("BertForMaskedLM", {"layer_norm_eps": 1e30}, "norm_eps is 1e.30.*its field layer_norm_e"),
+        ("BertForMaskedLM", {"layer_norm_eps": 1e30}, "has layer_norm_eps 1e.30; it must be in"),
         ("GPT2LMHeadModel", {"bos_token_id": "x"}, "id of a token.*; look at its field bos_token"),
         ("BertForMaskedLM", {"hidden_act": ["gelu"]}, "has hidden_act of a kind that cannot be re"),
         ("LlamaForCausalLM", {"rope_scaling": 0.5}, "has rope_scaling of a kind that cannot be re"),
@@ -129,6 +129,9 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
             r"num_heads is 0; it must be at least 1; look at its field vision_config.num_attent",
         ),
         ("GPT2LMHeadModel", {"n_layer": -1}, "has n_layer -1; it must be at least 0$"),
+        # which no list is made for
+        ("Gemma2ForCausalLM", {"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000; it"),
+        ("ModernBertModel", {"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000; it"),
     ],
 )
 def test_a_field_that_cannot_be_read_is_named_as_the_file_does(
