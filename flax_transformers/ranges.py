@@ -137,7 +137,7 @@ def check_fields(config: Any, where: str) -> None:
         _check_leaves(name, value, table.get(field.name))
 
 
-def field_range(config: object, name: str) -> Range | None:
+def field_range(config: Any, name: str) -> Range | None:
     """The range that the class of a config declares for a field, if any."""
     kind: type = type(config)
     return _table(kind).get(name)

@@ -310,7 +310,9 @@ def _read_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
             f"config.json has layer_types {unknown[0]!r}, which is not supported; only "
             f"{FULL!r} and {SLIDING!r} are"
         )
-    for n in (max(older["global_every"], 1), *range(1, layers + 1)):
+    second = next((layer for layer, kind in enumerate(types) if layer and kind == FULL), layers)
+    for n in (older["global_every"], second):
+        n = max(n, 1)
         if tuple(types) == every(n, layers):
             return {"global_every": n}
     return {"layer_types": tuple(types)}

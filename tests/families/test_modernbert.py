@@ -290,6 +290,12 @@ def test_fields_that_files_leave_out_have_their_published_defaults():
     assert from_huggingface({"model_type": "modernbert"}) == SIZES["modernbert-base"]
 
 
+def test_layers_in_no_pattern_are_read_at_once():
+    types = [SLIDING] * 9999 + [FULL]
+    found = from_huggingface({"num_hidden_layers": 10_000, "layer_types": types})
+    assert found.kinds == tuple(types)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [
