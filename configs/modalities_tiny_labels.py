@@ -4,8 +4,9 @@ Command:   flax-transformers train modalities_tiny_labels --workdir runs/labels 
                --init-from runs/modalities --data.examples-per-class 10
            where runs/modalities is the workdir of modalities_tiny. Without --init-from the same
            model is trained from random weights
-Hardware:  2 CPU cores
-Expected:  not measured
+Hardware:  2 CPU cores, 1 to 1.5 minutes (measured while other jobs ran)
+Expected:  93.5, 87.8 and 95.7 % of 1,000 held-out words, from random weights 87.6, 88.0 and 89.5 %,
+           chance 10 % (measured, 3 seeds)
 
 The modality is "audio", ten spoken-like words of two vowels. For digits and moving digits replace
 it in the objective and in the data.
