@@ -200,22 +200,24 @@ def read_special_ids(config: Mapping[str, Any], defaults: _SpecialIds) -> dict[s
     pad, bos = config.get("pad_token_id", no_padding), config.get("bos_token_id", defaults.bos_id)
     eos = config.get("eos_token_id", list(defaults.eos_ids))
     ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-    for value in (pad, bos, *ends):
-        _require_id(value)
+    given = {"pad_token_id": [pad], "bos_token_id": [bos], "eos_token_id": ends}
+    for name, values in given.items():
+        for value in values:
+            _require_id(name, value)
     return {"pad_id": -1 if pad is None else pad, "bos_id": bos, "eos_ids": ends}
 
 
 def read_decoder_start(config: Mapping[str, Any], default: int | None) -> int | None:
     """The first input id of a decoder, if it is fixed. Raises UserError for an invalid id."""
     start = config.get("decoder_start_token_id", default)
-    _require_id(start)
+    _require_id("decoder_start_token_id", start)
     return start
 
 
-def _require_id(value: Any) -> None:
+def _require_id(name: str, value: Any) -> None:
     fault = "" if value is None else ranges.TOKEN_ID.fault(value)
     if fault:
-        raise UserError(f"config.json has {ranges.shown(value)} as the id of a token; {fault}")
+        raise UserError(f"config.json has {name} {ranges.shown(value)}; {fault}")
 
 
 def write_special_ids(config: _SpecialIds) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_fields_that_a_file_leaves_out_have_their_published_defaults():
         ("model_type", "gptj", "model_type 'gptj'"),
         ("n_inner", "4", "n_inner '4'"),
         ("n_head", 5, "does not divide by model.num_heads 5"),
-        ("eos_token_id", "end", "'end' as the id of a token"),
+        ("eos_token_id", "end", "eos_token_id 'end'; it must be"),
     ],
 )
 def test_a_config_json_that_is_not_ours_is_refused_by_field(field, value, names):

@@ -358,7 +358,7 @@ def test_sizes_have_the_published_number_of_parameters(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("decoder_start_token_id", "0", "'0' as the id of a token; it must be a whole number"),
+        ("decoder_start_token_id", "0", "decoder_start_token_id '0'; it must be a whole number"),
         ("d_kv", 0, "head_dim is 0; it must be at least 1"),
     ],
 )

@@ -120,7 +120,8 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
     ("architecture", "fields", "said"),
     [
         ("BertForMaskedLM", {"layer_norm_eps": 1e30}, "has layer_norm_eps 1e.30; it must be in"),
-        ("GPT2LMHeadModel", {"bos_token_id": "x"}, "id of a token.*; look at its field bos_token"),
+        ("GPT2LMHeadModel", {"bos_token_id": "x"}, "has bos_token_id 'x'; it must be a whole"),
+        ("MarianMTModel", {"decoder_start_token_id": -3}, "has decoder_start_token_id -3; it"),
         ("BertForMaskedLM", {"hidden_act": ["gelu"]}, "has hidden_act of a kind that cannot be re"),
         ("LlamaForCausalLM", {"rope_scaling": 0.5}, "has rope_scaling of a kind that cannot be re"),
         (
