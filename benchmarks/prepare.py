@@ -3,14 +3,15 @@
     python benchmarks/prepare.py --folder /tmp/prepare [--gigabytes 10] > result.md
 
 Random corpora of ``--gigabytes`` of text are generated, one in each of ``--formats``. The first is
-prepared by one process with each number of ``--shards``, with bytes as tokens. Then each corpus is
-prepared with ``--parallel-shards`` by one process and by two, with ``--parallel-tokenizer`` (a
-WordPiece tokenizer trained before, or bytes), and the bytes of both stores are compared. With
-``--peers-python``, an interpreter that has ``datasets`` and ``transformers``, their tokenization of
-the same JSON lines with the same WordPiece tokenizer is measured too. Every measurement is a
-separate process with an empty cache. Bytes read are those of all system calls of the process and
-its children (``rchar`` in /proc/self/io): hashing the corpus, tokenizing it, and reading the store
-again to verify it. CPU seconds are more reliable than seconds if other jobs run on the machine.
+prepared by one process with each number of ``--shards`` (none: skipped), with bytes as tokens. Then
+each corpus is prepared with ``--parallel-shards`` by one process and by two, with
+``--parallel-tokenizer`` (a WordPiece tokenizer trained before, or bytes), and the bytes of both
+stores are compared. With ``--peers-python``, an interpreter that has ``datasets`` and
+``transformers``, their tokenization of the same JSON lines with the same WordPiece tokenizer is
+measured too. Every measurement is a separate process with an empty cache. Bytes read are those of
+all system calls of the process and its children (``rchar`` in /proc/self/io): hashing the corpus,
+tokenizing it, and reading the store again to verify it. CPU seconds are more
+reliable than seconds if other jobs run on the machine.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokeni
 
 FORMATS = ("jsonl", "parquet", "txt", "jsonl.gz")
 _ROW_GROUP = 10_000
+_SENTENCES = 200_000
 _BLOCK = 1 << 22
 
 
@@ -94,7 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", required=True, help="folder of the corpora and stores")
     parser.add_argument("--gigabytes", type=float, default=0.1, help="size of each corpus")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["jsonl", "parquet"])
-    parser.add_argument("--shards", nargs="+", type=int, default=[1, 10, 100, 1000])
+    parser.add_argument("--shards", nargs="*", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--parallel-shards", type=int, default=64)
     parser.add_argument("--parallel-tokenizer", choices=("wordpiece", "bytes"), default="wordpiece")
     parser.add_argument("--peers-python", help="also measure Hugging Face's libraries with it")
@@ -113,14 +115,16 @@ def _corpus(folder: Path, kind: str) -> Path:
 
 
 def _texts(size: int) -> Iterator[str]:
-    """Documents of sentences, with words by Zipf's law; so many bytes in total."""
+    """Documents of sentences, with words by Zipf's law; so many bytes in total. Sentences recur, so
+    that 10 GB are made in minutes."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(30_000)])
+    drawn = words[np.minimum(rng.zipf(1.3, (_SENTENCES, 12)), len(words)) - 1]
+    sentences = [" ".join(chosen).capitalize() for chosen in drawn]
     while size > 0:
-        chosen = words[np.minimum(rng.zipf(1.3, int(rng.integers(50, 600))), len(words)) - 1]
-        sentences = [" ".join(chosen[i : i + 12]).capitalize() for i in range(0, len(chosen), 12)]
-        text = ". ".join(sentences) + "."
+        chosen = rng.integers(0, _SENTENCES, rng.integers(4, 50)).tolist()
+        text = ". ".join([sentences[i] for i in chosen]) + "."
         size -= len(text)
         yield text
 
@@ -260,17 +264,8 @@ def _report(gigabytes: float, by_shards: list[Measured], by_processes: list[Meas
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, load "
         f"{os.getloadavg()[0]:.1f} at the end; {gigabytes:g} GB of text in each corpus.\n"
     )
-    print(f"## By shards: {by_shards[0].format}, bytes as tokens, one process\n")
-    rows = [
-        (
-            f"{row.shards:,}", f"{row.read_mb:,.0f}", f"{row.read_mb / by_shards[0].read_mb:.2f}",
-            f"{row.store_mb:,.0f}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
-            f"{row.peak_mb:.0f}", f"{row.open_seconds:.2f}",
-        )
-        for row in by_shards
-    ]  # fmt: skip
-    heads = ("shards", "MB read", "of those at the first", "MB of store", "s", "CPU s", "peak MB")
-    _table((*heads, "s to open"), rows)
+    if by_shards:
+        _report_shards(by_shards)
     named = {"wordpiece": "WordPiece", "bytes": "bytes as tokens"}[by_processes[0].tokenizer]
     print(f"\n## By processes: {by_processes[0].shards} shards, {named}\n")
     pairs = zip(by_processes[::2], by_processes[1::2], strict=True)
@@ -286,6 +281,20 @@ def _report(gigabytes: float, by_shards: list[Measured], by_processes: list[Meas
         ("corpus", "MB", "s, one", "s, two", "times as fast", "CPU s, one", "CPU s, two",
          "MB read, two to one", "equal bytes"), rows
     )  # fmt: skip
+
+
+def _report_shards(by_shards: list[Measured]) -> None:
+    print(f"## By shards: {by_shards[0].format}, bytes as tokens, one process\n")
+    rows = [
+        (
+            f"{row.shards:,}", f"{row.read_mb:,.0f}", f"{row.read_mb / by_shards[0].read_mb:.2f}",
+            f"{row.store_mb:,.0f}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
+            f"{row.peak_mb:.0f}", f"{row.open_seconds:.2f}",
+        )
+        for row in by_shards
+    ]  # fmt: skip
+    heads = ("shards", "MB read", "of those at the first", "MB of store", "s", "CPU s", "peak MB")
+    _table((*heads, "s to open"), rows)
 
 
 def _report_peers(megabytes: float, by_processes: list[Measured], peers: dict[str, float]) -> None:
