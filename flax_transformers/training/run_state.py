@@ -142,8 +142,8 @@ def checkpoint_meta(
 def check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
     """Raises UserError if the newest intact checkpoint of a local ``workdir`` is of another run.
 
-    Before the data are prepared, which can take hours. When they are, `check_meta` compares them,
-    and the config with the names of their classes.
+    Before the data are prepared, which can take hours. When they are, `check_meta` compares them
+    too, and the config with the names of their classes.
     """
     directory = workdir / "checkpoints"
     for step in reversed(finished_steps(directory) if is_local(directory) else []):
@@ -152,9 +152,10 @@ def check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
             continue
         saved = read_meta(folder)["config"]
         try:
-            names = config.model.label_names or from_json(saved).model.label_names
-        except UserError:
+            trained = from_json(saved).model
+        except UserError:  # of another version: `check_meta` says so
             return
+        names = config.model.label_names or trained.label_names
         named = replace(config, model=replace(config.model, label_names=names))
         check_resumable(saved, named, f"the checkpoint in {workdir}")
         return

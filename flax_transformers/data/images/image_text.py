@@ -84,7 +84,7 @@ class ClassTexts:
 class ImageTextData(dataset.ImageData):
     """Images and their captions: of a source with a ``caption_field``, or made from labels.
 
-    Training draws one of the captions of an image, again in each epoch; evaluation takes the first.
+    Training draws one of the captions of an image in each epoch; evaluation takes the first.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
