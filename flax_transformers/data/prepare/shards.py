@@ -176,14 +176,12 @@ class _UnigramCounter:
         self._lock = threading.Lock()
 
     def add(self, name: str, values: np.ndarray) -> None:
-        """Counts the values of a file of tokens; invalid ids are ignored."""
+        """Counts the values of a file of tokens, all of which are ids."""
         if not name.endswith(".tokens"):
             return
         split = next(split for split in SPLITS if name.startswith(f"{split}/"))
-        counts = np.zeros_like(self.counts[split])
-        add_counts(counts, values[values < len(counts)])
         with self._lock:
-            self.counts[split] += counts
+            add_counts(self.counts[split], values)
 
 
 def tokenize_run(job: StoreJob, run: Sequence[int], note: Note) -> None:
