@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-KINDS = ("steps", "start", "compile", "data_wait", "evaluation", "checkpoint")
+KINDS = ("steps", "start", "compile", "data_wait", "rollouts", "evaluation", "checkpoint")
 """Kinds of time. ``start``: set-up, the time between two attempts, and the steps after the last
-checkpoint that a second attempt repeats."""
+checkpoint that a second attempt repeats. ``rollouts``: sampling and scoring completions."""
 
 
 class Clock:
@@ -27,10 +27,10 @@ class Clock:
         whole = [row for row in rows if _is_whole(row)]
         kept = [row for row in whole if row["step"] <= step]
         if kept:
-            self._seconds = {kind: kept[-1][_name(kind)] for kind in KINDS}
+            self._seconds = {kind: kept[-1].get(_name(kind), 0.0) for kind in KINDS}
             self._since = kept[-1]["time"]
         elif whole:  # nothing was saved: the run began before its first row
-            self._since = whole[0]["time"] - sum(whole[0][_name(kind)] for kind in KINDS)
+            self._since = whole[0]["time"] - sum(whole[0].get(_name(kind), 0.0) for kind in KINDS)
 
     def lap(self, kind: str) -> None:
         """Counts the time since the lap before as ``kind``."""
@@ -50,6 +50,7 @@ def _name(kind: str) -> str:
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether a row has the time and the seconds of every kind."""
+    """Whether a row has the time and the seconds of every kind. Version 0.2.0 had no rollouts."""
+    values = {_name("rollouts"): 0.0} | dict(row)
     names = ("step", "time", *map(_name, KINDS))
-    return all(math.isfinite(row.get(name, math.nan)) for name in names)
+    return all(math.isfinite(values.get(name, math.nan)) for name in names)

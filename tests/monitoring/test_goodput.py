@@ -68,6 +68,18 @@ def test_what_was_lost_with_an_attempt_is_a_start(step, steps, start):
     assert seconds(clock.row()) == {k: v for k, v in (("steps", steps), ("start", start)) if v}
 
 
+def test_rows_of_a_version_without_rollouts_are_continued():
+    hands = Hands()
+    rows = [
+        {name: value for name, value in row.items() if name != "goodput/rollouts_s"}
+        for row in rows_of_a_run(hands)
+    ]
+    clock = Clock(hands)
+    clock.resume(rows, 30)
+    spend(clock, hands, rollouts=5)
+    assert seconds(clock.row()) == {"start": 4, "steps": 30, "rollouts": 5}
+
+
 def test_a_run_that_begins_has_nothing_to_take_over():
     hands = Hands()
     clock = Clock(hands)

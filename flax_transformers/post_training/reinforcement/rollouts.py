@@ -322,7 +322,9 @@ class _Rollouts:
             if rollout != held:
                 with watchdog.phase("data"):
                     stored = self._stored(rollout) if step else None
+                    self._run.clock.lap("data_wait")
                     sampled_at, arrays = stored or self._sampled(rollout)
+                    self._run.clock.lap("rollouts")
                 held = rollout
             first = step % self._settings.batches * self._batch
             batch = {name: array[first : first + self._batch] for name, array in arrays.items()}

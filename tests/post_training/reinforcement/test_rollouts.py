@@ -16,6 +16,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.huggingface.family import build_model
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.post_training.problems import Problems
 from flax_transformers.post_training.reinforcement.rollouts import batch_source
 from flax_transformers.testing import assert_bit_equal
@@ -57,6 +58,12 @@ def test_the_age_of_rollouts_is_counted_and_bounded(straight):
     assert rows[1]["train/loss"] == pytest.approx(0.0, abs=1e-6)
     rewards = [rows[step]["rollout/reward"] for step in (1, 2, 3, 4)]
     assert rewards[:2] == rewards[2:] and rewards[0] != rewards[1]
+
+
+def test_the_time_of_rollouts_is_counted_as_such(straight):
+    rows = [row for row in read_metrics(straight[0]) if "goodput/rollouts_s" in row]
+    spent = [row["goodput/rollouts_s"] for row in rows]
+    assert 0 < spent[0] == spent[3] < spent[4] == spent[7]
 
 
 def test_rollouts_can_be_read(straight):
