@@ -4,14 +4,14 @@ config.json."""
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from flax_transformers import ranges
+from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import tensor_files
 from flax_transformers.huggingface.family import family_of
@@ -21,7 +21,6 @@ from flax_transformers.models.generation_settings import (
     NO_SETTINGS,
     OWN_FIELDS,
     GenerationSettings,
-    Ids,
 )
 from flax_transformers.storage.paths import is_there
 
@@ -112,138 +111,33 @@ def settings_json(
 
 def read_settings(given: Mapping[str, Any], source: object) -> GenerationSettings:
     """The settings in the fields of a file; ``source`` names it. Raises UserError for a field whose
-    value is of the wrong kind."""
-    known: dict[str, Any] = {}
-    for name, read in _READERS.items():
-        if given.get(name) is not None:
-            try:
-                known[name] = read(given[name])
-            except _WrongKind as error:
-                raise UserError(
-                    f"{source} has {name} {given[name]!r}; it must be {error}"
-                ) from None
+    value is of the wrong kind or out of range."""
+    known = {
+        name: _as_tuples(value)
+        for name, value in given.items()
+        if name in OWN_FIELDS and value is not None
+    }
+    if isinstance(known.get("stop_strings"), str):
+        known["stop_strings"] = (known["stop_strings"],)
     other = tuple(
-        (name, json.dumps(value)) for name, value in sorted(given.items()) if name not in _READERS
+        (name, json.dumps(value)) for name, value in sorted(given.items()) if name not in OWN_FIELDS
     )
     try:
         return GenerationSettings(**known, other=other)
     except ranges.OutOfRange as error:
         fault = str(error).removeprefix("model.generation.")
-        raise UserError(f"{source} is out of range: {fault}") from None
+        raise UserError(f"{source} cannot be used: {fault}") from None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def write_settings(settings: GenerationSettings) -> dict[str, Any]:
     """The inverse of ``read_settings``; what is None is left out."""
     known = {
-        field.name: _as_json(getattr(settings, field.name))
+        field.name: to_json(getattr(settings, field.name))
         for field in fields(settings)
         if field.name != "other" and getattr(settings, field.name) is not None
     }
     return known | {name: json.loads(text) for name, text in settings.other}
-
-
-def _as_json(value: Any) -> Any:
-    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-class _WrongKind(Exception):
-    """The message says what is expected."""
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _WrongKind("true or false")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise _WrongKind("a number that is whole, not negative and below 2**31")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise _WrongKind("a number that is finite and not negative")
-    return float(value)
-
-
-def _positive(value: Any) -> float:
-    if _number(value) == 0:
-        raise _WrongKind("a number above 0")
-    return float(value)
-
-
-def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _WrongKind("a finite number")
-    return float(value)
-
-
-def _early_stopping(value: Any) -> bool | str:
-    if isinstance(value, bool) or value == "never":
-        return value
-    raise _WrongKind('true, false or "never"')
-
-
-def _form(value: Any) -> str:
-    if value not in ("power", "gnmt"):
-        raise _WrongKind('"power" or "gnmt"')
-    return str(value)
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Sequence) or not all(
-        isinstance(one, str) and one for one in strings
-    ):
-        raise _WrongKind("a text or a list of texts, none of them empty")
-    return tuple(strings)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _WrongKind("a list of ids")
-    return tuple(map(_whole, value))
-
-
-def _id_or_ids(value: Any) -> Ids:
-    return _ids(value) if isinstance(value, list | tuple) else _whole(value)
-
-
-def _words(value: Any) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _WrongKind("a list of lists of ids")
-    if not all(words := tuple(map(_ids, value))):
-        raise _WrongKind("a list of lists of ids, none of them empty")
-    return words
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "max_length": _whole,
-    "max_new_tokens": _whole,
-    "min_length": _whole,
-    "min_new_tokens": _whole,
-    "do_sample": _switch,
-    "temperature": _number,
-    "top_k": _whole,
-    "top_p": _number,
-    "min_p": _number,
-    "num_beams": _whole,
-    "length_penalty": _real,
-    "length_penalty_form": _form,
-    "early_stopping": _early_stopping,
-    "renormalize_logits": _switch,
-    "stop_strings": _strings,
-    "repetition_penalty": _positive,
-    "no_repeat_ngram_size": _whole,
-    "bad_words_ids": _words,
-    "suppress_tokens": _ids,
-    "begin_suppress_tokens": _ids,
-    "forced_bos_token_id": _whole,
-    "forced_eos_token_id": _id_or_ids,
-    "bos_token_id": _whole,
-    "eos_token_id": _id_or_ids,
-    "pad_token_id": _whole,
-    "decoder_start_token_id": _id_or_ids,
-}

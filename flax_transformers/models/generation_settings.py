@@ -16,6 +16,12 @@ LengthPenaltyForm = Literal["power", "gnmt"]
 NUM_BEAMS = ranges.integers(1, 1000)
 LENGTH_PENALTY = ranges.numbers(-100, 100)
 
+_WHOLE_NUMBERS = (
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
@@ -73,7 +79,9 @@ class GenerationSettings:
     """All other fields of the file with their JSON text."""
 
     RANGES: ClassVar[ranges.Ranges] = {
+        **dict.fromkeys(_WHOLE_NUMBERS, ranges.integers(0)),
         "temperature": ranges.numbers(0, 1e6),
+        "top_p": ranges.numbers(),
         "min_p": ranges.SHARE,
         "num_beams": NUM_BEAMS,
         "length_penalty": LENGTH_PENALTY,
@@ -90,6 +98,9 @@ class GenerationSettings:
         kept = tuple((name, text) for name, text in self.other if name not in OWN_FIELDS)
         object.__setattr__(self, "other", kept)
         ranges.check_fields(self, "model.generation")
+        for name in ("stop_strings", "bad_words_ids"):
+            if not all(getattr(self, name) or (True,)):
+                raise ranges.OutOfRange(f"model.generation.{name} has an empty item; remove it")
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -100,31 +100,34 @@ def test_fields_of_today_in_configs_that_were_saved_before_are_read():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("early_stopping", "always", 'true, false or "never"'),
-        ("length_penalty", "1", "a finite number"),
-        ("stop_strings", [""], "none of them empty"),
-        ("repetition_penalty", 0, "a number above 0"),
-        ("repetition_penalty", "1.2", "a number that is finite and not negative"),
+        ("early_stopping", "always", "True or False, 'never' or None"),
+        ("length_penalty", "1", "a number"),
+        ("stop_strings", [""], "an empty item"),
+        ("repetition_penalty", 0, "positive"),
+        ("repetition_penalty", "1.2", "a number"),
         ("no_repeat_ngram_size", 2.5, "whole"),
-        ("no_repeat_ngram_size", -1, "not negative"),
+        ("no_repeat_ngram_size", -1, "at least 0"),
         ("no_repeat_ngram_size", True, "whole"),
-        ("bad_words_ids", [3], "a list of ids"),
-        ("bad_words_ids", [[]], "none of them empty"),
-        ("suppress_tokens", "50256", "a list of ids"),
+        ("bad_words_ids", [3], "each item a whole number"),
+        ("bad_words_ids", [[]], "an empty item"),
+        ("suppress_tokens", "50256", "each item a whole number"),
         ("eos_token_id", ["</s>"], "whole"),
-        ("do_sample", "no", "true or false"),
-        ("max_length", 10**20, r"below 2\*\*31"),
+        ("eos_token_id", [-1], "at least 0"),
+        ("do_sample", "no", "True or False"),
+        ("max_length", 10**20, "at most 2,147,483,647"),
         ("temperature", float("inf"), "finite"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_file_and_field(tmp_path, field, value, said):
     write(tmp_path, **{field: value})
-    with pytest.raises(UserError, match=rf"generation_config.json has {field} .*{said}"):
+    with pytest.raises(
+        UserError, match=rf"generation_config.json cannot be used: {field} .*{said}"
+    ):
         read_folder(tmp_path, GPT2Config())
 
 
 def test_a_number_out_of_range_is_refused_with_file_and_field():
-    with pytest.raises(UserError, match=r"^x/f.json is out of range: num_beams is 1000000; it m"):
+    with pytest.raises(UserError, match=r"^x/f.json cannot be used: num_beams is 1000000; it m"):
         read_settings({"num_beams": 10**6}, "x/f.json")
 
 
