@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from flax_transformers.distillation.objectives import LOGITS
 from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.parallel.distributed import compiled_together
-from flax_transformers.parallel.rules import RULES, batch_sharding
+from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.resume import Batches, OnlineBatches, Run
 from flax_transformers.training.run_state import RunPosition
-from flax_transformers.training.step import model_functions
+from flax_transformers.training.step import compile_evaluation_step, model_functions
 
 LoadTeacher = Callable[[Mesh], tuple[nn.Module, Any]]
 """Gives the teacher's model, and its parameters on a mesh."""
@@ -44,13 +44,11 @@ def taught_batches(load: LoadTeacher) -> OnlineBatches:
 
 
 def _compiled(objective: Any, model: nn.Module, params: Any, mesh: Mesh) -> Callable[..., Any]:
-    functions, sharding = model_functions(model), batch_sharding(mesh)
+    functions = model_functions(model)
 
     def teacher_step(params: Params, batch: Batch) -> jax.Array:
-        with nn.logical_axis_rules(RULES):
-            return objective.teacher_logits(functions, params, batch)
+        return objective.teacher_logits(functions, params, batch)
 
-    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     return compiled_together(
-        jax.jit(teacher_step, in_shardings=(placed, sharding), out_shardings=sharding)
+        compile_evaluation_step(teacher_step, params, mesh, batch_sharding(mesh))
     )

@@ -20,9 +20,7 @@ LANES = 128
 """Lanes of a TPU register. Narrower shards are padded, and XLA gathers them by an all-reduce of
 zeros."""
 
-Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
-
-RULES: Rules = (
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # activations
     ("batch", ("data", "fsdp", "expert")),
     ("length", "context"),
@@ -50,18 +48,18 @@ RULES: Rules = (
     ("rank", None),
     ("layers", None),
 )
+_AXES = dict(RULES)
 
 
-def mesh_axes(spec: PartitionSpec, rules: Rules = RULES) -> PartitionSpec:
+def mesh_axes(spec: PartitionSpec) -> PartitionSpec:
     """Mesh axes of logical axes. Raises KeyError for an axis without a rule."""
-    table = dict(rules)
-    unknown = [name for name in spec if name is not None and name not in table]
+    unknown = [name for name in spec if name is not None and name not in _AXES]
     if unknown:
-        raise KeyError(f"no sharding rule for logical axis {unknown[0]!r}; known: {sorted(table)}")
-    return PartitionSpec(*(None if name is None else table[name] for name in spec))
+        raise KeyError(f"no sharding rule for logical axis {unknown[0]!r}; known: {sorted(_AXES)}")
+    return PartitionSpec(*(None if name is None else _AXES[name] for name in spec))
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     """NamedSharding of each parameter of a tree with logical axes.
 
     ``boxed`` is ``jax.eval_shape(model.init, ...)["params"]``. Raises UserError if two axes of a
@@ -79,7 +77,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
             return NamedSharding(mesh, spec)
         if len(spec) != len(shape.shape):
             raise ValueError(f"parameter {name} {shape.shape} has logical axes {tuple(spec)}")
-        axes = mesh_axes(spec, rules)
+        axes = mesh_axes(spec)
         _check(name, shape.shape, spec, axes, mesh)
         width = _narrow_width(shape.shape, spec, axes, mesh)
         if width is not None:
@@ -89,7 +87,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     shardings = jax.tree_util.tree_map_with_path(shard, shapes, logical)
     if narrow:
         name, width = next(iter(narrow.items()))
-        _warn_of_narrow(name, width, dict(rules)["embed"] or (), mesh)
+        _warn_of_narrow(name, width, _AXES["embed"] or (), mesh)
     return shardings
 
 
@@ -164,9 +162,9 @@ def _names(axis: str | tuple[str, ...]) -> tuple[str, ...]:
     return (axis,) if isinstance(axis, str) else axis
 
 
-def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of batches: divided by example, by the rule for "batch"."""
-    return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
+    return NamedSharding(mesh, PartitionSpec(_AXES["batch"]))
 
 
 def host_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
@@ -199,14 +197,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(
-    batch_size: int,
-    micro_batches: int,
-    mesh: Mesh,
-    rules: Rules = RULES,
-    name: str = "batch_size",
+    batch_size: int, micro_batches: int, mesh: Mesh, name: str = "batch_size"
 ) -> None:
     """Raise UserError unless every micro-batch divides evenly over the mesh."""
-    axis = dict(rules)["batch"] or ()
+    axis = _AXES["batch"] or ()
     parts = _size(mesh, axis) * micro_batches
     if batch_size % parts:
         lower = batch_size // parts * parts
@@ -219,12 +213,12 @@ def check_batch_size(
         )
 
 
-def check_sequence_length(sequence_length: int | None, mesh: Mesh, rules: Rules = RULES) -> None:
+def check_sequence_length(sequence_length: int | None, mesh: Mesh) -> None:
     """Raise UserError unless the positions of a sequence divide evenly over the mesh.
 
     The length is None for images.
     """
-    axis = dict(rules)["length"] or ()
+    axis = _AXES["length"] or ()
     parts = _size(mesh, axis)
     if parts == 1:
         return

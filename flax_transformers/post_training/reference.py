@@ -23,12 +23,10 @@ from flax_transformers.errors import UserError
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import (
-    RULES,
     batch_sharding,
     check_batch_size,
     host_rows,
     place_rows,
-    replicated,
 )
 from flax_transformers.post_training.chat_data import (
     ConversationExamples,
@@ -38,7 +36,7 @@ from flax_transformers.post_training.chat_data import (
 from flax_transformers.storage.folders import open_folder
 from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.training.config import TrainConfig
-from flax_transformers.training.step import check_fits, model_functions
+from flax_transformers.training.step import check_fits, compile_evaluation_step, model_functions
 
 log = logging.getLogger(__name__)
 RECORD = "reference.json"
@@ -100,11 +98,10 @@ class _Pass:
         functions, objective = model_functions(model), self.objective
 
         def step(params: Any, batch: Any) -> jax.Array:
-            with nn.logical_axis_rules(RULES):
-                return objective.log_probs(functions, params, batch, {})[0]
+            return objective.log_probs(functions, params, batch, {})[0]
 
         sharding, examples = batch_sharding(mesh), ConversationExamples(store, spec)
-        compiled = compiled_together(jax.jit(step, out_shardings=replicated(mesh)))
+        compiled = compiled_together(compile_evaluation_step(step, params, mesh))
         rows = host_rows(sharding, size)
         found = np.zeros(store.num_sentences, np.float32)
         log.info(

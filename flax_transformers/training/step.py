@@ -15,18 +15,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.throughput import StepReport, Sums
 from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, Objective, Params
 from flax_transformers.optim.ema import EMAConfig, renew_average
-from flax_transformers.optim.finite import is_finite
-from flax_transformers.optim.guarded import Updated, choose, guarded_update
+from flax_transformers.optim.guarded import (
+    Updated,
+    choose,
+    guarded_update,
+    is_finite,
+    is_spike,
+    renewed_mean,
+)
 from flax_transformers.optim.selection import joined, merge, partition
-from flax_transformers.optim.spike_detection import is_spike, renewed_mean
 from flax_transformers.parallel.partitioning import gradients_reduced_in
-from flax_transformers.parallel.rules import RULES, Rules, batch_sharding, replicated
+from flax_transformers.parallel.rules import RULES, batch_sharding, replicated
 from flax_transformers.training.state import TrainState
 
 
@@ -294,7 +299,7 @@ def make_evaluation_step(
 
 
 def compile_train_step(
-    step: Callable[..., Any], abstract: TrainState, mesh: Mesh, rules: Rules = RULES
+    step: Callable[..., Any], abstract: TrainState, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """``step`` under ``jax.jit`` with its shardings; it donates its state.
 
@@ -302,28 +307,31 @@ def compile_train_step(
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
-        _with_rules(step, rules),
-        in_shardings=(placed, batch_sharding(mesh, rules)),
+        _with_rules(step),
+        in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
 
 
 def compile_evaluation_step(
-    step: Callable[..., Any], params: Params, mesh: Mesh, rules: Rules = RULES
+    step: Callable[..., Any], params: Params, mesh: Mesh, out: NamedSharding | None = None
 ) -> jax.stages.Wrapped:
-    """``step`` under ``jax.jit``, for parameters that lie as ``params`` (abstract or real) do."""
+    """``step`` under ``jax.jit``, for parameters that lie as ``params`` (abstract or real) do; its
+    results lie as ``out`` says, by default on every device."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(
-        _with_rules(step, rules),
-        in_shardings=(placed, batch_sharding(mesh, rules)),
-        out_shardings=replicated(mesh),
+        _with_rules(step),
+        in_shardings=(placed, batch_sharding(mesh)),
+        out_shardings=out or replicated(mesh),
     )
 
 
-def _with_rules(step: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+def _with_rules(step: Callable[..., Any]) -> Callable[..., Any]:
+    """``step`` with the sharding rules in force while it is traced."""
+
     def ruled(*args: Any) -> Any:
-        with nn.logical_axis_rules(rules):
+        with nn.logical_axis_rules(RULES):
             return step(*args)
 
     ruled.__name__ = step.__name__  # the name of the program in traces and dumps
