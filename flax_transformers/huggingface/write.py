@@ -27,6 +27,7 @@ from flax_transformers.huggingface.sentence_transformers import sentence_files, 
 from flax_transformers.huggingface.tensor_files import TensorInfo
 from flax_transformers.huggingface.weights import export_tensors, tensor_dtypes, tensor_shapes
 from flax_transformers.models.config import TransformerConfig
+from flax_transformers.storage.locks import is_running
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -143,18 +144,8 @@ def _remove_abandoned(directory: Path) -> None:
     """Remove temporary folders of processes that were killed while writing ``directory``."""
     for folder in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
         process = folder.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
+        if process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # which does nothing to it
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def _require_complete(model: nn.Module, params: Mapping[str, Any]) -> None:

@@ -172,13 +172,18 @@ def _ended_here(owner: dict[str, object]) -> bool:
     process = owner.get("process")
     if owner.get("host") != socket.gethostname() or not isinstance(process, int):
         return False
+    return not is_running(process)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # which does nothing to it
     except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
         return True
-    except OSError:
-        pass
-    return False
+    return True
 
 
 def _read(lock: epath.Path) -> dict[str, object] | None:
