@@ -132,7 +132,6 @@ _TYPES = {
     "grid_modality": "families.multimodal_mae.GridModality",
     "byte_modality": "families.multimodal_mae.ByteModality",
     "point_modality": "families.multimodal_mae.PointModality",
-    "mae_decoder": "families.mae.MaeDecoder",
     "siglip_vision": "families.siglip.SiglipVision",
     "siglip_text_model": "families.siglip.SiglipTextConfig",
     "siglip_vision_model": "families.siglip.SiglipVisionConfig",

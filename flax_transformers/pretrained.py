@@ -36,8 +36,7 @@ from flax_transformers.huggingface import read as hub_read
 from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import ONLY_IN_TRAINING, build_model, family_of
 from flax_transformers.huggingface.peft import write_adapter
-from flax_transformers.huggingface.weight_table import find_slots
-from flax_transformers.huggingface.weights import export_tensors
+from flax_transformers.huggingface.weights import export_tensors, find_slots
 from flax_transformers.models.config import (
     BESIDE_THE_MODEL,
     ComputeConfig,

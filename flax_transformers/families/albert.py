@@ -252,13 +252,10 @@ def weights(config: AlbertConfig) -> WeightTable:
     return table.bare() if config.architecture == "AlbertModel" else table
 
 
-FAMILY = Family(
-    config=AlbertConfig,
-    model_types=("albert",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     parts=ModelParts(stack=make_shared_stack),
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -307,12 +307,9 @@ def weights(config: BertConfig) -> WeightTable:
     return table.bare() if config.architecture == "BertModel" else table
 
 
-FAMILY = Family(
-    config=BertConfig,
-    model_types=("bert",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

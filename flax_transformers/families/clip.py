@@ -487,22 +487,16 @@ FAMILY = Family(
     aliases=ALIASES,
 )
 TOWERS = (
-    Family(
-        config=ClipTextConfig,
-        model_types=("clip_text_model",),
+    Family.of_table(
+        _TEXT,
         architectures=TEXT_ARCHITECTURES,
-        from_huggingface=_TEXT.read,
-        to_huggingface=_TEXT.write,
         weights=lambda config: tower_weights(weights(config), "text"),
         only_here=("CLIPTextForSequenceClassification",),
         wholes={"clip": partial(part_of, name="text_config")},
     ),
-    Family(
-        config=ClipVisionConfig,
-        model_types=("clip_vision_model",),
+    Family.of_table(
+        _VISION,
         architectures=VISION_ARCHITECTURES,
-        from_huggingface=_VISION.read,
-        to_huggingface=_VISION.write,
         weights=lambda config: tower_weights(weights(config), "image"),
         wholes={"clip": partial(part_of, name="vision_config")},
     ),

@@ -102,7 +102,6 @@ JSON = llama.LlamaFields(
     numbers=llama.NUMBERS | {"norm_eps": "layer_norm_eps", "logit_scale": "logit_scale"},
     switches=llama.TIED | llama.ATTENTION_BIAS | {"norm_of_heads": "use_qk_norm"},
 )
-to_huggingface = JSON.write
 
 
 def from_huggingface(config: Mapping[str, Any]) -> CohereConfig:
@@ -121,13 +120,11 @@ def weights(config: CohereConfig) -> WeightTable:
     return llama.decoder_table(config, norms=norms)
 
 
-FAMILY = Family(
-    config=CohereConfig,
-    model_types=("cohere",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
     parts=ModelParts(block=CohereBlock),
     from_huggingface=from_huggingface,
-    to_huggingface=to_huggingface,
     weights=weights,
 )

@@ -117,12 +117,9 @@ def weights(config: DeiTConfig) -> WeightTable:
     return table.bare() if config.architecture == "DeiTModel" else table
 
 
-FAMILY = Family(
-    config=DeiTConfig,
-    model_types=("deit",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -120,13 +120,9 @@ def weights(config: DistilBertConfig) -> WeightTable:
     return table.bare() if config.architecture == "DistilBertModel" else table
 
 
-FAMILY = Family(
-    config=DistilBertConfig,
-    model_types=("distilbert",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
-    aliases=JSON.aliases,
 )

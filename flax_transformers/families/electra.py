@@ -296,13 +296,10 @@ def weights(config: ElectraConfig) -> WeightTable:
     return table.bare() if config.architecture == "ElectraModel" else table
 
 
-FAMILY = Family(
-    config=ElectraConfig,
-    model_types=("electra",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
     part=part,
     only_here=(BOTH,),

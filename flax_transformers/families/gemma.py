@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from flax_transformers.errors import UserError
 from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
-from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Activation
 from flax_transformers.ranges import OutOfRange
 
@@ -90,13 +89,11 @@ def to_huggingface(config: GemmaConfig) -> dict[str, Any]:
     return {**_JSON.write(config), "hidden_act": activation, **second}
 
 
-FAMILY = Family(
-    config=GemmaConfig,
-    model_types=("gemma",),
+FAMILY = llama.family(
+    "Gemma",
+    _JSON,
     architectures=ARCHITECTURES,
-    only_here=(llama.value_architecture("Gemma"),),
     sizes=SIZES,
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
-    weights=llama.decoder_table,
 )

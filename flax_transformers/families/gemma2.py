@@ -12,7 +12,6 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
-from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, norm
 from flax_transformers.models.config import Activation
 from flax_transformers.models.layers.block import TransformerBlock
@@ -155,14 +154,13 @@ def weights(config: Gemma2Config) -> WeightTable:
     return llama.decoder_table(config, norms=norms)
 
 
-FAMILY = Family(
-    config=Gemma2Config,
-    model_types=("gemma2",),
+FAMILY = llama.family(
+    "Gemma2",
+    _JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
     parts=ModelParts(block=Gemma2Block),
     from_huggingface=from_huggingface,
     to_huggingface=to_huggingface,
     weights=weights,
-    only_here=(llama.value_architecture("Gemma2"),),
 )

@@ -11,7 +11,7 @@ import flax.linen as nn
 from flax_transformers import ranges
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, fused, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from flax_transformers.models.text import (
@@ -157,13 +157,13 @@ def weights(config: GPT2Config) -> WeightTable:
             Weight("words/embedding", "transformer.wte.weight", "VD"),
             Weight("embeddings/position/embedding", "transformer.wpe.weight"),
             *norm(f"{_LAYER}/attention_norm", f"{_THEIR_LAYER}.ln_1"),
-            fused(
+            Weight(
                 tuple(f"{name}/kernel" for name in _PROJECTIONS),
                 f"{_THEIR_LAYER}.attn.c_attn.weight",
                 "DNH->D(NH)",
                 axis=1,
             ),
-            fused(
+            Weight(
                 tuple(f"{name}/bias" for name in _PROJECTIONS),
                 f"{_THEIR_LAYER}.attn.c_attn.bias",
                 "NH->(NH)",

@@ -50,8 +50,6 @@ def architectures(name: str) -> dict[str, type[nn.Module]]:
     }
 
 
-ARCHITECTURES = architectures("Llama")
-
 PLAIN_ROPE = Rope()
 
 
@@ -406,13 +404,20 @@ def _renamed(table: WeightTable, prefix: str) -> WeightTable:
     )
 
 
-FAMILY = Family(
-    config=LlamaConfig,
-    model_types=("llama",),
-    architectures=ARCHITECTURES,
+def family(name: str, table: LlamaFields[Any], **others: Any) -> Family:
+    """The family that Hugging Face calls ``name``, with the architectures and tensors of Llama
+    where ``others`` do not say otherwise."""
+    usual = {
+        "architectures": architectures(name),
+        "only_here": (value_architecture(name),),
+        "weights": decoder_table,
+    }
+    return Family.of_table(table, **usual | others)
+
+
+FAMILY = family(
+    "Llama",
+    JSON,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
-    only_here=(value_architecture("Llama"),),
 )

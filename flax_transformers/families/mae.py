@@ -335,13 +335,10 @@ def weights(config: MaeConfig) -> WeightTable:
     return table.bare() if config.architecture == "ViTMAEModel" else table
 
 
-FAMILY = Family(
-    config=MaeConfig,
-    model_types=("vit_mae",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     only_here=("ViTMAEForImageClassification",),
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -7,10 +7,7 @@ from typing import ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.families import llama
-from flax_transformers.huggingface.family import Family
 from flax_transformers.models.config import Rope
-
-ARCHITECTURES = llama.architectures("Mistral")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +53,8 @@ JSON = llama.LlamaFields(
     defaults=MistralConfig(), fixed={"model_type": "mistral"}, optional=OPTIONAL
 )
 
-FAMILY = Family(
-    config=MistralConfig,
-    model_types=("mistral",),
-    architectures=ARCHITECTURES,
-    only_here=(llama.value_architecture("Mistral"),),
+FAMILY = llama.family(
+    "Mistral",
+    JSON,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
-    weights=llama.decoder_table,
 )

@@ -10,14 +10,11 @@ import jax
 from flax_transformers import ranges
 from flax_transformers.families import llama
 from flax_transformers.families.mistral import OPTIONAL
-from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable
 from flax_transformers.models.config import Rope
 from flax_transformers.models.layers.block import LayerInputs, TransformerBlock
 from flax_transformers.models.layers.mixture_of_experts import Balance, MixtureOfExperts, balance_of
 from flax_transformers.models.parts import ModelParts
-
-ARCHITECTURES = llama.architectures("Mixtral")
 
 _ROPE = Rope(theta=1e6)
 
@@ -112,15 +109,10 @@ def weights(config: MixtralConfig) -> WeightTable:
     return llama.decoder_table(config, FEED_FORWARD)
 
 
-FAMILY = Family(
-    config=MixtralConfig,
-    model_types=("mixtral",),
-    architectures=ARCHITECTURES,
-    only_here=(llama.value_architecture("Mixtral"),),
+FAMILY = llama.family(
+    "Mixtral",
+    JSON,
     parts=ModelParts(block=MixtralBlock),
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
-    aliases=JSON.aliases,
 )

@@ -88,13 +88,10 @@ def weights(config: Olmo2Config) -> WeightTable:
     return llama.decoder_table(config, norms=norms)
 
 
-FAMILY = Family(
-    config=Olmo2Config,
-    model_types=("olmo2",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     sizes=SIZES,
     parts=ModelParts(block=Olmo2Block),
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -10,11 +10,8 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
-from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import Rope
-
-ARCHITECTURES = llama.architectures("Qwen2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +159,9 @@ def weights(config: Qwen2Config) -> WeightTable:
     return llama.with_prefix_of_questions(config, llama.decoder_table(config))
 
 
-FAMILY = Family(
-    config=Qwen2Config,
-    model_types=("qwen2",),
-    architectures=ARCHITECTURES,
+FAMILY = llama.family(
+    "Qwen2",
+    JSON,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
-    only_here=(llama.value_architecture("Qwen2"),),
 )

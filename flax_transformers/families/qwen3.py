@@ -6,11 +6,8 @@ from dataclasses import dataclass, replace
 
 from flax_transformers.families import llama
 from flax_transformers.families.qwen2 import LONG_ROPE, UpperWindows, WindowFields
-from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import QueryKeyNorm, Rope
-
-ARCHITECTURES = llama.architectures("Qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +70,9 @@ def weights(config: Qwen3Config) -> WeightTable:
     return llama.with_prefix_of_questions(config, table)
 
 
-FAMILY = Family(
-    config=Qwen3Config,
-    model_types=("qwen3",),
-    architectures=ARCHITECTURES,
+FAMILY = llama.family(
+    "Qwen3",
+    JSON,
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
-    only_here=(llama.value_architecture("Qwen3"),),
 )

@@ -26,7 +26,7 @@ from flax_transformers.families.clip import (
 )
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, fused, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
 from flax_transformers.models.config import (
     Activation,
     FlopsGroup,
@@ -320,12 +320,12 @@ def weights(config: TransformerConfig) -> WeightTable:
             *shared_weights(),
             *linear("text_head", "text_model.head", "D", "E"),
             Weight(f"{head}/probe/embedding", f"{theirs}.probe", "D->11D"),
-            fused(
+            Weight(
                 tuple(f"{name}/kernel" for name in inputs),
                 f"{theirs}.attention.in_proj_weight",
                 "DNH->(NH)D",
             ),
-            fused(
+            Weight(
                 tuple(f"{name}/bias" for name in inputs),
                 f"{theirs}.attention.in_proj_bias",
                 "NH->(NH)",
@@ -356,22 +356,16 @@ FAMILY = Family(
     aliases=ALIASES,
 )
 TOWERS = (
-    Family(
-        config=SiglipTextConfig,
-        model_types=("siglip_text_model",),
+    Family.of_table(
+        _TEXT,
         architectures=TEXT_ARCHITECTURES,
-        from_huggingface=_TEXT.read,
-        to_huggingface=_TEXT.write,
         weights=lambda config: tower_weights(weights(config), "text"),
         only_here=("SiglipTextForSequenceClassification",),
         wholes={"siglip": partial(part_of, name="text_config")},
     ),
-    Family(
-        config=SiglipVisionConfig,
-        model_types=("siglip_vision_model",),
+    Family.of_table(
+        _VISION,
         architectures={"SiglipVisionModel": SiglipVisionModel},
-        from_huggingface=_VISION.read,
-        to_huggingface=_VISION.write,
         weights=lambda config: tower_weights(weights(config), "image"),
         wholes={"siglip": partial(part_of, name="vision_config")},
     ),

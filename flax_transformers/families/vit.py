@@ -409,13 +409,10 @@ def weights(config: ViTConfig) -> WeightTable:
     return table.bare() if config.architecture == "ViTModel" else table
 
 
-FAMILY = Family(
-    config=ViTConfig,
-    model_types=("vit",),
+FAMILY = Family.of_table(
+    JSON,
     architectures=ARCHITECTURES,
     parts=ModelParts(block=VisionBlock, stack=stack, positions=positions, stem=stem),
     sizes=SIZES,
-    from_huggingface=JSON.read,
-    to_huggingface=JSON.write,
     weights=weights,
 )

@@ -15,7 +15,7 @@ import flax.linen as nn
 from flax_transformers import config_json as saved_configs
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.config_fields import with_kept
+from flax_transformers.huggingface.fields import JsonFields, with_kept
 from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.parts import ModelParts
@@ -80,6 +80,19 @@ class Family:
     """``(config, architecture)`` returns None, or where a model of the config has one of that
     architecture as a part of its own (ELECTRA's generator), the config of the part, and a function
     from the parameters of the model to those of the part."""
+
+    @classmethod
+    def of_table(cls, table: JsonFields[Any], **others: Any) -> Family:
+        """A family whose config.json is ``table``, which its class, its ``model_type`` and so on
+        follow from. ``others`` are its other fields, and those in which it differs from that."""
+        of_table: dict[str, Any] = {
+            "config": type(table.defaults),
+            "model_types": (table.fixed["model_type"],),
+            "from_huggingface": table.read,
+            "to_huggingface": table.write,
+            "aliases": table.aliases,
+        }
+        return cls(**of_table | others)
 
     def model_type(self, architecture: str) -> str:
         """The ``model_type`` of one of the architectures."""

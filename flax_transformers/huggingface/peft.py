@@ -29,16 +29,17 @@ from flax_transformers.huggingface.folder_kinds import (
     holds_adapter,
 )
 from flax_transformers.huggingface.tensor_files import FileTensor, TensorInfo
-from flax_transformers.huggingface.weight_table import (
+from flax_transformers.huggingface.weights import (
     Slot,
+    WeightTable,
     find_slots,
+    names_in_table,
     parse_axes,
     part_shapes,
     read_out,
     some,
     to_theirs,
 )
-from flax_transformers.huggingface.weights import WeightTable, names_in_table
 from flax_transformers.models.config import TransformerConfig, VisionConfig
 from flax_transformers.optim.selection import Axes, logical_axes, matrix_axes
 

@@ -26,23 +26,28 @@ from flax_transformers.huggingface import (
     generation_settings,
     peft,
     tensor_files,
-    tensor_names,
 )
-from flax_transformers.huggingface.config_fields import kept_fields
 from flax_transformers.huggingface.family import (
     Identity,
     build_model,
     identify,
     may_be_read_as,
 )
+from flax_transformers.huggingface.fields import kept_fields
 from flax_transformers.huggingface.placement import Placement, body_names, boxed_shapes, fresh_heads
 from flax_transformers.huggingface.sentence_transformers import (
     MODULES,
     lacks_pooling,
     read_sentence_files,
 )
-from flax_transformers.huggingface.weight_table import some
-from flax_transformers.huggingface.weights import known_names, read_parameters
+from flax_transformers.huggingface.weights import (
+    head_names,
+    known_names,
+    read_parameters,
+    require_sizes,
+    some,
+    unwrapped,
+)
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.storage.hub import (
     BESIDE_WEIGHTS,
@@ -171,8 +176,8 @@ def load_directory(
     family = identity.family
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):
-        tensor_names.require_sizes(config, tensors)
-        tensors = tensor_names.unwrapped(tensors, family.weights(config))
+        require_sizes(config, tensors)
+        tensors = unwrapped(tensors, family.weights(config))
         if family.settle is not None:
             own, config = family.settle(own, tensors), family.settle(config, tensors)
     platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
@@ -209,7 +214,7 @@ def directory_config(directory: Path, architecture: str | None = None) -> Transf
         return model
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):
-        return family.settle(model, tensor_names.unwrapped(tensors, family.weights(model)))
+        return family.settle(model, unwrapped(tensors, family.weights(model)))
 
 
 def initial_directory_config(directory: Path, architecture: str) -> TransformerConfig:
@@ -386,7 +391,7 @@ def _other_heads(
     for architecture in family.architectures if unknown - found else ():
         if family.model_type(architecture) == family.model_type(config.architecture):
             other = family.weights(replace(config, architecture=architecture))
-            found |= tensor_names.head_names(other, unknown, body_names(model))
+            found |= head_names(other, unknown, body_names(model))
     if asked and any(name.startswith(table.prefix) for name in tensors) and table.prefix:
         found |= {name for name in unknown if not name.startswith(table.prefix)}
     if found:

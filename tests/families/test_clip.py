@@ -23,8 +23,8 @@ from flax_transformers.families.clip import (
     from_huggingface,
     to_huggingface,
 )
-from flax_transformers.huggingface.config_fields import kept_fields, with_kept
 from flax_transformers.huggingface.family import build_model, config_json, family_of_json
+from flax_transformers.huggingface.fields import kept_fields, with_kept
 from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.huggingface.read import initial_directory_config
 from flax_transformers.optim.optimizers import AdamW, decay_mask

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.config_fields import kept_fields
 from flax_transformers.huggingface.family import config_json, family_of_json
+from flax_transformers.huggingface.fields import kept_fields
 from flax_transformers.huggingface.read import _read_config, directory_config
 from tests.families.tiny_bert import make_model
 

@@ -6,8 +6,7 @@ import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.tensor_names import unwrapped
-from flax_transformers.huggingface.weights import Weight, WeightTable
+from flax_transformers.huggingface.weights import Weight, WeightTable, unwrapped
 from tests.families.tiny_bert import assert_same, change_json, change_tensors, make_model
 from tests.huggingface.tensors import drawn_model
 

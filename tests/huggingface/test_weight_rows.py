@@ -12,7 +12,6 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.weights import (
     Weight,
     WeightTable,
-    fused,
     known_names,
     linear,
     read_parameters,
@@ -25,9 +24,9 @@ HEADS = tuple(f"encoder/{{layer}}/{name}" for name in ("query", "key", "value"))
 TABLE = WeightTable(
     weights=(
         Weight("word", "model.words.weight", "VD"),
-        fused(tuple(f"{h}/kernel" for h in HEADS), "model.e.{layer}.qkv.weight", "DNH->(NH)D"),
-        fused(tuple(f"{h}/bias" for h in HEADS), "model.e.{layer}.qkv.bias", "NH->(NH)"),
-        fused(
+        Weight(tuple(f"{h}/kernel" for h in HEADS), "model.e.{layer}.qkv.weight", "DNH->(NH)D"),
+        Weight(tuple(f"{h}/bias" for h in HEADS), "model.e.{layer}.qkv.bias", "NH->(NH)"),
+        Weight(
             ("decoder/{layer}/up", "decoder/{layer}/gate"), "model.d.{layer}.in", "DF->DF", axis=1
         ),
         Weight("decoder/{layer}/experts", "model.d.{layer}.experts.{expert}.w", "DF->FD"),
