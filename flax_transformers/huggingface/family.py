@@ -322,7 +322,7 @@ def _unknown(name: str, model_type: object, typed: Family | None) -> str:
 
 
 def _model_types() -> list[str]:
-    return sorted(kind for family in all_families() for kind in family.model_types)
+    return sorted({kind for family in all_families() for kind in family.model_types})
 
 
 def _unnamed(model_type: object) -> str:

@@ -94,7 +94,11 @@ def test_the_caller_decides_then_the_architectures_then_the_model_type(described
     ("described", "asked", "said"),
     [
         ({}, None, r'neither "architectures" nor "model_type"; add a line .*"architectures": \["B'),
-        ({"model_type": "opt"}, None, r"model_type 'opt', which is not supported; .* bart, bert"),
+        (
+            {"model_type": "opt"},
+            None,
+            r"model_type 'opt', which is not supported; .* bert, clip, clip_text_model",
+        ),
         (
             {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]},
             None,
