@@ -13,15 +13,10 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
+from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
-from flax_transformers.data.prepare.origin import (
-    Origin,
-    beside_others,
-    cache_directory,
-    source_settings,
-    without_paths,
-)
+from flax_transformers.data.prepare.origin import Origin, source_settings, without_paths
 from flax_transformers.data.prepare.text import TextPreparation
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.pairs import PairSource

@@ -25,8 +25,9 @@ from flax_transformers.data.base import (
 )
 from flax_transformers.data.config import ReadsText, TextData
 from flax_transformers.data.pipeline.examples import MixedExamples
+from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
-from flax_transformers.data.prepare.origin import beside_others, cache_directory, without_paths
+from flax_transformers.data.prepare.origin import without_paths
 from flax_transformers.data.prepare.text import RESUMED, PreparedText, TextPreparation
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed

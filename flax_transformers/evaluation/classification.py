@@ -1,4 +1,4 @@
-"""Scores and baselines of classifiers, of regression and of multiple choice."""
+"""Scores and baselines of classifiers and of regression."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
 from flax_transformers.evaluation.class_report import (
     ClassReport,
@@ -17,7 +16,8 @@ from flax_transformers.evaluation.class_report import (
     matthews,
     occurring,
 )
-from flax_transformers.evaluation.held_out import evenly_spread, held_out_predictions
+from flax_transformers.evaluation.held_out import evenly_spread
+from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -90,28 +90,3 @@ def image_baselines(config: TrainConfig, prepared: PreparedImages) -> list[Basel
     assert prepared.validation is not None
     labels = prepared.train.labels, prepared.validation.labels
     return [majority_class(config, *labels, "held-out images")]
-
-
-def choice_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseline]:
-    """Chance, and the place that is most often right in the training data."""
-    held_out = prepared.validation
-    assert held_out is not None
-    if held_out.label_kind != "choices":  # refused when the run begins
-        return []
-    scored = evenly_spread(held_out.num_documents, config.evaluation.max_examples)
-    chance = float(np.mean(1 / _choices(held_out)[scored]))
-    usual = np.bincount(all_labels(prepared.train)).argmax()
-    accuracies = {
-        "chance": chance,
-        "most frequent place": float(np.mean(all_labels(held_out)[scored] == usual)),
-    }
-    return [
-        Baseline(name, "eval/accuracy", score, len(scored), "held-out questions")
-        for name, score in accuracies.items()
-    ]
-
-
-def _choices(store: TokenStore) -> np.ndarray:
-    """Number of choices of each document, int64 [documents]."""
-    texts = np.searchsorted(store.sentence_ends, store.document_ends, side="right")
-    return np.diff(texts, prepend=0) - 1

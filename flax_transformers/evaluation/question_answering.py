@@ -24,7 +24,7 @@ from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.squad import Question, question_of_record
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.evaluation.held_out import held_out_predictions
+from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot

@@ -15,8 +15,9 @@ from etils import epath
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.evaluation.held_out import held_out_batches, once_per_mesh
+from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.evaluation.pictures import picture_grid, write_png
+from flax_transformers.evaluation.predictions import once_per_mesh
 from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches, patch_targets
 from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise

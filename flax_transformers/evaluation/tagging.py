@@ -11,7 +11,7 @@ from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
 from flax_transformers.evaluation.class_report import ClassReport, confusion_matrix
-from flax_transformers.evaluation.held_out import held_out_predictions
+from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 

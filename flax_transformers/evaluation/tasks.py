@@ -28,16 +28,13 @@ from flax_transformers.evaluation.baselines import (
     target_token_baselines,
 )
 from flax_transformers.evaluation.class_report import ClassReport
-from flax_transformers.evaluation.classification import choice_baselines
-from flax_transformers.evaluation.contrastive import (
-    pair_baselines,
-    retrieval_evaluator,
-    zero_shot_evaluator,
-)
+from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval_evaluator
+from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
 from flax_transformers.evaluation.features.probes import probe_evaluator
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
 from flax_transformers.evaluation.samples import answered_samples, continued_samples, filled_samples
+from flax_transformers.evaluation.scoring.choices import choice_baselines
 from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
 from flax_transformers.evaluation.translation import translation_evaluator
 from flax_transformers.multiple_choice.objective import MultipleChoice

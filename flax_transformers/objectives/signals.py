@@ -1,5 +1,4 @@
-"""What objectives over arrays (videos, spectrograms, point clouds ...) ask of their data, and the
-names of their modalities."""
+"""What objectives over arrays (videos, spectrograms, point clouds ...) ask of their data."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Arrays, WindowSpec
-from flax_transformers.ranges import OutOfRange, shown
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,3 @@ def label_of(example: Arrays) -> np.ndarray:
             "data.sources exactly one source with labels"
         )
     return example["label"]
-
-
-RESERVED = ("label", "labels", "label_weights", "weights", "mask_keys", "example_id")
-"""Names that examples and batches have for other arrays."""
-
-
-def check_modality(name: str, setting: str) -> None:
-    """Raise OutOfRange if ``name``, the value of ``setting``, cannot be that of a modality: it is
-    a key of batches and a part of the names of parameters and metrics."""
-    if not name.isidentifier() or name in RESERVED:
-        raise OutOfRange(
-            f"{setting} is {shown(name)}; it must have only letters, digits and underscores, not "
-            f"begin with a digit, and be none of {', '.join(RESERVED)}"
-        )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_transformers.data.prepare.shards import ShardWriter
+from flax_transformers.data.prepare.shard_writer import ShardWriter
 from flax_transformers.data.store.token_store import (
     SPLITS,
     Split,

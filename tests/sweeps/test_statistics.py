@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from flax_transformers.sweeps import table as statistics
-from flax_transformers.sweeps.table import compare, holm, sign_flip_test, summary
+from flax_transformers.sweeps import statistics
+from flax_transformers.sweeps.statistics import compare, holm, sign_flip_test, summary
 
 
 def test_the_spread_of_a_sample_is_divided_by_n_minus_1():

@@ -11,8 +11,8 @@ from etils import epath
 
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
-from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.dataset import Dataset, prepare
+from flax_transformers.data.prepare.cached_stores import Tokenizers
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError

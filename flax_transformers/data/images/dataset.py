@@ -19,9 +19,9 @@ from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_image_manifest
 from flax_transformers.data.pipeline.examples import Examples, Subset
+from flax_transformers.data.prepare.cached_stores import cache_directory
 from flax_transformers.data.prepare.origin import (
     Origin,
-    cache_directory,
     require_same_settings,
     require_same_source,
     source_settings,

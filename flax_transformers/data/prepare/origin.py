@@ -1,4 +1,4 @@
-"""What a store is made from, and the default folders of stores.
+"""What a store is made from.
 
 The first writer notes it in ``corpus.json``; from then on the folder accepts nothing else. Paths
 and modification times are not part of it, so that a corpus may be moved and a store copied.
@@ -6,22 +6,18 @@ and modification times are not part of it, so that a corpus may be moved and a s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from flax_transformers.data.base import Compare, Tokenizers
+from flax_transformers.data.base import Compare
 from flax_transformers.data.store.files import digest, record_json
-from flax_transformers.data.store.tokenizer import at_hand, is_saved, load, load_saved_tokenizer
+from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.storage.file_hashes import cache_root, keep
-from flax_transformers.storage.folders import Folder, open_folder
+from flax_transformers.storage.folders import Folder
 
 log = logging.getLogger(__name__)
 
@@ -179,34 +175,3 @@ def require_same_source(
             log.warning("%s It is used as it is.", _changed(folder, found, origin))
         elif now != found[name]:
             raise UserError(_changed(folder, found, origin))
-
-
-def cache_directory(origins: Mapping[str, Origin], identity: Callable[[], str]) -> str:
-    """The folder named by the ``identity`` of what the store is made from.
-
-    If a source no longer exists: the folder that was used for its path before.
-    """
-    stores = os.path.join(cache_root(), "stores")
-    places = {
-        name: [os.path.abspath(os.path.expanduser(one.path)), one.settings]
-        for name, one in origins.items()
-    }
-    known = os.path.join(stores, "known", digest(places)[:16])
-    try:
-        name = identity()[:16]
-    except UserError:
-        with contextlib.suppress(OSError):
-            return os.path.join(stores, os.path.basename(Path(known).read_text()))
-        raise
-    keep(known, name)
-    return os.path.join(stores, name)
-
-
-def beside_others(directory: str, of_run: Tokenizers) -> str:
-    """``directory``, or a folder beside it if its store has another tokenizer than the run."""
-    folder, given = open_folder(directory), of_run.get("tokenizer")
-    if given is None or not is_saved(folder):
-        return directory
-    if load_saved_tokenizer(folder).fingerprint == given.fingerprint:
-        return directory
-    return f"{directory}-{given.fingerprint[:12]}"

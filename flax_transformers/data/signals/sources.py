@@ -15,11 +15,11 @@ import numpy as np
 from flax_transformers import ranges
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import open_images
+from flax_transformers.data.signals.names import check_modality
 from flax_transformers.data.sources import embedded
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.signals import check_modality
 
 DIGITS = tuple(map(str, range(10)))
 Dtype = Literal[

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import sentencepiece
-import tokenizers
 from etils import epath
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import models, trainers
 
 from flax_transformers import ranges
 from flax_transformers.data.tokenizers.base import Tokenizer
+from flax_transformers.data.tokenizers.byte_level_training import train_byte_level, training_blocks
 from flax_transformers.data.tokenizers.facts import (
     CONFIG_FILE,
     FACT_FILES,
@@ -49,47 +48,6 @@ from flax_transformers.storage.paths import is_there
 __all__ = [
     "Kind", "Tokenizer", "TokenizerConfig", "load_tokenizer", "published_files", "train_tokenizer",
 ]  # fmt: skip
-
-END_OF_TEXT = "<|endoftext|>"
-_BLOCK = 1 << 16  # characters of a training text, if it may be cut
-_CUT = re.compile(r"(?<=[^\W_])(?= )")  # no word of GPT-2's pattern has a space after a letter
-
-
-def training_blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Texts with their line ends; long ones in parts, without changing their words."""
-    for text in texts:
-        start = 0
-        while len(text) - start > _BLOCK and (cut := _CUT.search(text, start + _BLOCK)):
-            yield text[start : cut.start()]
-            start = cut.start()
-        if not text[start:].isspace() and start < len(text):
-            yield text[start:]
-
-
-def train_byte_level(vocab_size: int, texts: Iterator[str]) -> tuple[str, int]:
-    """A tokenizer.json and its number of tokens, which is below ``vocab_size`` for a small corpus.
-
-    Byte-level BPE of GPT-2 (Radford et al. 2019): decoding restores any text. Ids: 256
-    bytes, then merges, and last ``<|endoftext|>``, which starts and ends texts. There is
-    neither a padding token nor an unknown token.
-    """
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    backend.train_from_iterator(texts, trainer)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    parsed = json.loads(backend.to_str())
-    found = len(parsed["model"]["vocab"]) + 1
-    # In the vocabulary too, as in published files.
-    parsed["model"]["vocab"][END_OF_TEXT] = found - 1
-    backend = tokenizers.Tokenizer.from_str(json.dumps(parsed))
-    backend.add_special_tokens([END_OF_TEXT])
-    return backend.to_str(), found
-
 
 log = logging.getLogger(__name__)
 

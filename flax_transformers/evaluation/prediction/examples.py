@@ -25,7 +25,7 @@ from flax_transformers.data.pipeline.loader import stacked
 from flax_transformers.data.tokenizers.encoding import encode_documents
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation.held_out import (
+from flax_transformers.evaluation.predictions import (
     Predicts,
     predicted,
     prediction_step,

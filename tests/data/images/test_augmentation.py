@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.images.augmentation import (
-    OPERATIONS,
     Augmentation,
     augmented,
     centre_crop,
-    color_jitter,
     erase,
-    rand_augment,
     random_resized_crop,
     random_shift,
-    three_augment,
 )
 from flax_transformers.data.images.decode import from_pillow, to_pillow
+from flax_transformers.data.images.policies import (
+    OPERATIONS,
+    color_jitter,
+    rand_augment,
+    three_augment,
+)
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -140,7 +142,7 @@ def test_rand_augment_draws_as_many_operations_as_asked(monkeypatch):
     note = {
         name: lambda image, s, sign, name=name: done.append((s, sign)) or image for name in "ab"
     }
-    monkeypatch.setattr("flax_transformers.data.images.augmentation.OPERATIONS", note)
+    monkeypatch.setattr("flax_transformers.data.images.policies.OPERATIONS", note)
     generator = rng()
     for _ in range(1000):
         rand_augment(PHOTO, 2, 9.0, 0.5, generator)

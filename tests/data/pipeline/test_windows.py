@@ -4,12 +4,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from flax_transformers.data.pipeline import text_examples as windows_module
-from flax_transformers.data.pipeline.text_examples import (
-    TextExamples,
-    cached_window_index,
-    window_index,
-)
+from flax_transformers.data.pipeline import windows as windows_module
+from flax_transformers.data.pipeline.text_examples import TextExamples
+from flax_transformers.data.pipeline.windows import cached_window_index, window_index
 from flax_transformers.data.store.files import StoreArray
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_transformers.data.prepare.shards import ShardWriter
+from flax_transformers.data.prepare.shard_writer import ShardWriter
 from flax_transformers.data.store import token_store as store_module
 from flax_transformers.data.store.files import sealed
 from flax_transformers.data.store.token_store import TokenStore, add_counts

@@ -7,13 +7,12 @@ import json
 import pytest
 import tokenizers
 
+from flax_transformers.data.tokenizers.byte_level_training import _BLOCK, training_blocks
 from flax_transformers.data.tokenizers.load import (
-    _BLOCK,
     Tokenizer,
     TokenizerConfig,
     load_tokenizer,
     train_tokenizer,
-    training_blocks,
 )
 from flax_transformers.errors import UserError
 from tests.data.tokenizers.languages import HARD_TEXTS, TEXTS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flax_transformers.evaluation.features import probes as classifiers
-from flax_transformers.evaluation.features.probes import (
+from flax_transformers.evaluation.features import classifiers
+from flax_transformers.evaluation.features.classifiers import (
     _fitted,
     _loss,
     linear_probe,

@@ -13,7 +13,7 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.images.image_text import ClassTexts, ImageTextData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
-from flax_transformers.evaluation.contrastive import recalls
+from flax_transformers.evaluation.contrastive.retrieval import recalls
 from flax_transformers.evaluation.tasks import baselines, evaluators
 from flax_transformers.families.clip import ClipConfig, ClipVision
 from flax_transformers.objectives.base import ModelFunctions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flax_transformers.evaluation.translation import common_subsequence, rouge_scores
+from flax_transformers.evaluation.scoring.rouge import common_subsequence, rouge_scores
 
 GUESSES = [
     "The cat sat on the mat.",

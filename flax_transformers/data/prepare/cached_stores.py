@@ -1,0 +1,47 @@
+"""Default folders of stores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flax_transformers.data.base import Tokenizers
+from flax_transformers.data.prepare.origin import Origin
+from flax_transformers.data.store.files import digest
+from flax_transformers.data.store.tokenizer import is_saved, load_saved_tokenizer
+from flax_transformers.errors import UserError
+from flax_transformers.storage.file_hashes import cache_root, keep
+from flax_transformers.storage.folders import open_folder
+
+
+def cache_directory(origins: Mapping[str, Origin], identity: Callable[[], str]) -> str:
+    """The folder named by the ``identity`` of what the store is made from.
+
+    If a source no longer exists: the folder that was used for its path before.
+    """
+    stores = os.path.join(cache_root(), "stores")
+    places = {
+        name: [os.path.abspath(os.path.expanduser(one.path)), one.settings]
+        for name, one in origins.items()
+    }
+    known = os.path.join(stores, "known", digest(places)[:16])
+    try:
+        name = identity()[:16]
+    except UserError:
+        with contextlib.suppress(OSError):
+            return os.path.join(stores, os.path.basename(Path(known).read_text()))
+        raise
+    keep(known, name)
+    return os.path.join(stores, name)
+
+
+def beside_others(directory: str, of_run: Tokenizers) -> str:
+    """``directory``, or a folder beside it if its store has another tokenizer than the run."""
+    folder, given = open_folder(directory), of_run.get("tokenizer")
+    if given is None or not is_saved(folder):
+        return directory
+    if load_saved_tokenizer(folder).fingerprint == given.fingerprint:
+        return directory
+    return f"{directory}-{given.fingerprint[:12]}"
