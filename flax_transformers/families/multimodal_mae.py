@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_transformers import ranges
+from flax_transformers.data.signals.names import check_modality
 from flax_transformers.errors import UserError
 from flax_transformers.families.mae import keep_least_noise
 from flax_transformers.huggingface.family import Family
@@ -34,7 +35,6 @@ from flax_transformers.models.layers.patches import SINCOS_BASE
 from flax_transformers.models.layers.stack import make_stack
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.vision import Vectors
-from flax_transformers.objectives.signals import check_modality
 from flax_transformers.parallel.partitioning import HIDDEN, constrain
 
 NORM_PIX_EPS = 1e-6

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Accumulator, Totals
-from flax_transformers.monitoring.model_flops import mfu
-from flax_transformers.optim.guarded import TooManySkipped
+from flax_transformers.monitoring.mfu import mfu
+from flax_transformers.optim.spike_detection import TooManySkipped
 
 log = logging.getLogger(__name__)
 

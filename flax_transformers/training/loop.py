@@ -19,7 +19,8 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from flax_transformers.checkpointing.manager import Checkpoints, SaveSchedule
+from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.monitoring.example_log import ExampleLog
@@ -31,7 +32,7 @@ from flax_transformers.monitoring.profiling import Profiling, Watch
 from flax_transformers.monitoring.progress import Progress
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import REMEDY, StepMetrics
-from flax_transformers.optim.guarded import TooManySkipped
+from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch_size

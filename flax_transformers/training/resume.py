@@ -23,7 +23,7 @@ from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.throughput import REMEDY
-from flax_transformers.optim.guarded import is_finite
+from flax_transformers.optim.finite import is_finite
 from flax_transformers.storage.workdir import set_aside_file, write_side_file, writing
 from flax_transformers.training.callbacks import Evaluator, Listeners
 from flax_transformers.training.config import TrainConfig

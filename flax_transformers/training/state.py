@@ -31,7 +31,7 @@ class TrainState(struct.PyTreeNode):
 
     ``step`` counts steps taken, ``skipped`` those whose gradients were not finite, or a spike, and
     ``consecutive_skips`` those since the last update (int32 scalars). ``norm_mean`` is the recent
-    mean of the gradient norm (float32 scalar; see ``optim.guarded``). ``params`` are those
+    mean of the gradient norm (float32 scalar; see ``optim.spike_detection``). ``params`` are those
     of the model and, where there are any, its adapters (``adapters.lora``). ``rng`` is the raw
     data of the run's key (uint32 [2]); a step draws from ``fold_in(rng, step)``. ``model_state``
     has the running statistics of the model, which steps move without an optimizer; it is None if

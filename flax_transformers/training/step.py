@@ -21,15 +21,10 @@ from flax_transformers.errors import UserError
 from flax_transformers.monitoring.throughput import StepReport, Sums
 from flax_transformers.objectives.base import Batch, LossTerms, ModelFunctions, Objective, Params
 from flax_transformers.optim.ema import EMAConfig, renew_average
-from flax_transformers.optim.guarded import (
-    Updated,
-    choose,
-    guarded_update,
-    is_finite,
-    is_spike,
-    renewed_mean,
-)
+from flax_transformers.optim.finite import is_finite
+from flax_transformers.optim.guarded import Updated, choose, guarded_update
 from flax_transformers.optim.selection import joined, merge, partition
+from flax_transformers.optim.spike_detection import is_spike, renewed_mean
 from flax_transformers.parallel.partitioning import gradients_reduced_in
 from flax_transformers.parallel.rules import RULES, batch_sharding, replicated
 from flax_transformers.training.state import TrainState

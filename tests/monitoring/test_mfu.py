@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flax_transformers.monitoring.model_flops import (
+from flax_transformers.monitoring.mfu import (
     mfu,
     transformer_matmul_flops,
 )

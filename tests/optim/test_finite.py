@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from flax_transformers.optim.guarded import is_finite
+from flax_transformers.optim.finite import is_finite
 
 GOOD = {"a": jnp.ones((2, 3)), "b": jnp.ones(3, jnp.bfloat16), "scale": jnp.array(2.0)}
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.optim.guarded import WINDOW, is_spike, renewed_mean
+from flax_transformers.optim.spike_detection import WINDOW, is_spike, renewed_mean
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.step import make_train_step
 from tests.monitoring.test_throughput import CONFIG, good, new_step_metrics

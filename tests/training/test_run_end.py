@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flax_transformers.checkpointing.manager import SaveSchedule
+from flax_transformers.checkpointing.save_schedule import SaveSchedule
 from flax_transformers.errors import UserError
 from flax_transformers.training import loop
 from flax_transformers.training.callbacks import Listeners
