@@ -67,10 +67,12 @@ def no_watchdog_from_another_test() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_device() -> Iterator[None]:
-    """Meshes are of one device, for which runs take two thirds of the time."""
+    """Meshes are of one device, for which runs take two thirds of the time, and the ends of runs
+    draw no plots, which takes half a second each."""
     with pytest.MonkeyPatch.context() as patch:
         first = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *platform: first)
+        patch.setattr("flax_transformers.monitoring.plots.plot_metrics", lambda *_: [])
         yield
 
 

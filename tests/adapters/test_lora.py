@@ -21,6 +21,7 @@ from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.testing import assert_bit_equal, relative_difference
 from tests.adapters.adapted_models import adapted_model, untrained
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 from tests.training.test_trainer import batches, trainer
 
 LORA = LoraConfig(rank=4, targets=("all-linear",))
@@ -154,7 +155,7 @@ def test_adapters_begin_as_the_model_without_them(with_lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of_optax", [False, True])
+@pytest.mark.parametrize("of_optax", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_only_adapters_change_and_only_they_have_a_state(of_optax, with_lora):
     one = trainer(lora=LORA, optimizer=optax.adamw(1e-2)) if of_optax else with_lora
     state, batch = one.init(seed=3), next(batches(1))
@@ -170,8 +171,8 @@ def test_only_adapters_change_and_only_they_have_a_state(of_optax, with_lora):
 
 @pytest.mark.slow
 def test_an_average_is_merged_for_evaluation_and_given_parameters_keep_the_adapters():
-    with_lora = trainer(lora=LORA, ema=EMAConfig(0.5))
-    given = jax.tree.map(lambda leaf: leaf + 1, trainer().init(seed=0).params)
+    with_lora = trainer(lora=LORA, ema=EMAConfig(0.5), optimizer=optax.sgd(1e-2))
+    given = drawn_parameters(with_lora.model, parameter_shapes(with_lora.model))
     state = with_lora.init(seed=3, params=given)
     assert_bit_equal(base_of(state.params), given)
     state, _ = with_lora.step(state, next(batches(1)))
@@ -185,12 +186,23 @@ def test_an_average_is_merged_for_evaluation_and_given_parameters_keep_the_adapt
     )
 
 
-@pytest.mark.slow
-def test_a_mesh_of_eight_devices_trains_the_adapters_of_a_decoder_as_one_does():
+def decoder_on(mesh):
     model = untrained("LlamaForCausalLM", num_heads=4, num_key_value_heads=4).config
-    settings = {
-        "model": model, "objective": CausalLM(), "optimizer": optax.sgd(0.5), "lora": LORA,
-    }  # fmt: skip
+    return ft.Trainer(
+        model=model, objective=CausalLM(), optimizer=optax.sgd(0.5), lora=LORA, mesh=mesh
+    )
+
+
+def test_adapters_are_divided_over_a_mesh_like_their_kernels():
+    state = decoder_on(ft.make_mesh(data=2, fsdp=2, tensor=2)).abstract
+    query = state.params["stack"]["layers"]["block_0"]["attention"]["query"]
+    assert query["kernel_lora_a"].sharding.spec == P(None, "fsdp", None)
+    assert query["kernel_lora_b"].sharding.spec == P(None, None, "tensor", None)
+
+
+@pytest.mark.slow
+@pytest.mark.full  # tests/multi_device/test_families.py has a decoder on a mesh
+def test_a_mesh_of_eight_devices_trains_the_adapters_of_a_decoder_as_one_does():
     meshes = (
         ft.make_mesh(devices=jax.devices()[:1]),
         ft.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()),
@@ -204,14 +216,11 @@ def test_a_mesh_of_eight_devices_trains_the_adapters_of_a_decoder_as_one_does():
     }
     ends = []
     for mesh in meshes:
-        one = ft.Trainer(mesh=mesh, **settings)
+        one = decoder_on(mesh)
         state = one.init(seed=1)
         for _ in range(3):
             state, metrics = one.step(state, batch)
         ends.append((float(metrics["train/loss"]), jax.device_get(state.params)))
-    spec = state.params["stack"]["layers"]["block_0"]["attention"]["query"]
-    assert spec["kernel_lora_a"].sharding.spec == P(None, "fsdp", None)
-    assert spec["kernel_lora_b"].sharding.spec == P(None, None, "tensor", None)
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ends[0][1], ends[1][1])
 

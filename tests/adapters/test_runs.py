@@ -14,12 +14,14 @@ from flax_transformers.checkpointing import manager
 from flax_transformers.cli.main import main
 from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
-from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.pretrained import initial_parameters
 from flax_transformers.restore import restore_model
 from flax_transformers.testing import assert_bit_equal, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train_prepared
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
@@ -58,11 +60,8 @@ def run(folder, workdir, stop=0, **changes):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     write_corpus(folder / "text.txt", documents=20)
-    one = ft.Trainer(
-        model=tiny_bert(), objective=tiny_config("", "").objective, optimizer=AdamW(),
-        total_steps=1, mesh=ft.make_mesh(devices=jax.devices()[:1]),
-    )  # fmt: skip
-    ft.save_pretrained(folder / "base", one.model, one.init(seed=5).params)
+    model = build_model(tiny_bert(), ComputeConfig())
+    ft.save_pretrained(folder / "base", model, drawn_parameters(model, parameter_shapes(model)))
     return folder
 
 

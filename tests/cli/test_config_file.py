@@ -266,6 +266,7 @@ def test_every_command_looks_for_the_types_of_a_run_in_this_folder(
 
 @pytest.mark.slow
 @pytest.mark.multi_process
+@pytest.mark.usefixtures("one_device")
 def test_a_run_with_a_custom_objective_is_trained_resumed_and_used(
     write, tmp_path, monkeypatch, capsys
 ):

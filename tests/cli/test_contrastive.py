@@ -40,7 +40,7 @@ def get_config():
                            captions=(ClassTexts(("a", "b", "c"), ("{}", "x {}")),),
                            zero_shot=(ClassTexts(("a", "b", "c")),)),
         optimizer=AdamW(learning_rate=1e-3, schedule=Schedule("constant"), frozen=("image_*",)),
-        phases=(Phase(steps=3, sequence_length=8, batch_size=8, micro_batches=2),),
+        phases=(Phase(steps=3, sequence_length=8, batch_size=8),),
         checkpoints=CheckpointConfig(every_steps=1),
         evaluation=Evaluation(batch_size=8),
         logging=Logging(every_steps=1, tensorboard=False),

@@ -60,12 +60,15 @@ def get_study():
     )
 '''
 
-SMALL = (
-    "--data.tokenizer.kind bytes --data.tokenizer.lowercase False --data.validation-fraction 0.2 "
-    "--model.vocab-size 262 --model.hidden-size 32 --model.num-layers 1 "
-    "--model.intermediate-size 32 --phases.0.steps 3 --phases.0.sequence-length 32 "
-    "--phases.0.batch-size 16 --evaluation.batch-size 16 --optimizer.schedule.warmup-steps 1"
-).split()
+CONFIG = """
+from dataclasses import replace
+from flax_transformers.testing import tiny_config
+
+
+def get_config():
+    config = tiny_config("text.txt", "store", steps=3)
+    return replace(config, data=replace(config.data, store=None))
+"""
 
 
 @pytest.fixture
@@ -74,6 +77,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     write_corpus(tmp_path / "text.txt", 20)
     (tmp_path / "small_study.py").write_text(STUDY)
+    (tmp_path / "small_config.py").write_text(CONFIG)
     return ["sweep", "small_study.py"]
 
 
@@ -127,7 +131,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, t
 @pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_failed_run_is_named_at_the_end_with_exit_code_2(study, tmp_path, capsys):
     grid = ["--grid", "data.source.path=text.txt,absent.txt"]
-    said = refused(capsys, "sweep", TINY, *grid, "--workdir", str(tmp_path / "all"), *SMALL)
+    said = refused(capsys, "sweep", "small_config.py", *grid, "--workdir", str(tmp_path / "all"))
     assert "1 of 2 runs failed, and the same command tries them again; path=absent" in said
     assert "absent.txt; check the path" in said
     assert list(scores(tmp_path / "all")) == [("path=text.txt", "seed_0")]

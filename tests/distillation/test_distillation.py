@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.distillation.objectives import (
@@ -26,13 +26,15 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.runtime import prepared_data, teacher
+from flax_transformers.runtime import prepared_data, teacher, with_label_names
 from flax_transformers.testing import assert_bit_equal, tiny_bert
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import ImagePhase
+from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
 from tests.cli.test_evaluate import classifier
 from tests.data.images.test_dataset import write_idx
 from tests.evaluation.test_reconstructions import masked_config
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 SMALL = {
     "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 3, "hidden_size": 8,
@@ -102,12 +104,26 @@ def losses(workdir):
     return [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
 
 
+def saved_run(config, workdir):
+    """A run of no steps, with drawn parameters, to be a teacher."""
+    prepared = prepared_data(config.data)
+    config = with_label_names(config, prepared)
+    model = build_model(config.model, ComputeConfig())
+    params = drawn_parameters(model, parameter_shapes(model))
+    meta = checkpoint_meta(
+        config, prepared, RunPosition(), {}, {}, consecutive_skips=0, diverging_steps=0
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(asynchronous=False))
+    checkpoints.save(0, {"params": params}, meta, tokenizer_files(config, prepared))
+    checkpoints.close()
+
+
 @pytest.mark.slow
 def test_a_deit_learns_from_a_vit_equally_in_any_number_of_micro_batches(
     mnist, tmp_path, one_device, compiled_once
 ):
     teacher = image_run(mnist, ViTConfig(**SMALL), ImageClassification(**PIXELS))
-    ft.train(teacher, tmp_path / "teacher")
+    saved_run(teacher, tmp_path / "teacher")
     objective = DistilledImageClassification(
         teacher=str(tmp_path / "teacher"), distillation="soft", distillation_token=True, **PIXELS
     )
@@ -131,7 +147,7 @@ def test_a_deit_learns_from_a_vit_equally_in_any_number_of_micro_batches(
 def test_a_resumed_student_of_texts_equals_an_uninterrupted_one(
     tmp_path, one_device, compiled_once
 ):
-    ft.train(classifier(tmp_path), tmp_path / "teacher")
+    saved_run(classifier(tmp_path), tmp_path / "teacher")
     objective = DistilledSequenceClassification(
         teacher=str(tmp_path / "teacher"), distillation="soft", share=0.9
     )
@@ -154,8 +170,8 @@ def test_a_distillation_token_needs_a_deit(mnist):
 
 def test_the_teacher_has_to_be_a_classifier(tmp_path):
     model = build_model(replace(tiny_bert(), architecture="BertModel"), ComputeConfig())
-    boxed = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())["params"]
-    ft.save_pretrained(tmp_path / "hf", model, nn.meta.unbox(boxed), tokenizer=ByteTokenizer())
+    params = drawn_parameters(model, parameter_shapes(model))
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
     config = classifier(tmp_path)
     config = replace(
         config, objective=DistilledSequenceClassification(teacher=str(tmp_path / "hf"))

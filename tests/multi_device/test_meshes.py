@@ -124,7 +124,8 @@ def test_optimizer_statistics_are_divided_like_their_parameters(request, mesh, p
     assert shares == {1 / parts}
 
 
-@pytest.mark.parametrize("micro_batches", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.full  # test_contrastive.py has micro-batches on a mesh
+@pytest.mark.parametrize("micro_batches", [2, 4])
 def test_micro_batches_agree_with_dropout_off(setting, without_dropout, micro_batches):
     parts, _ = losses(setting, MIXED, micro_batches, **STILL)
     assert relative_difference(parts, without_dropout[0]) < 1e-5

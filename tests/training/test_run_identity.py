@@ -158,11 +158,11 @@ def test_what_does_not_change_the_training_examples_may_change(config, changes, 
 
 CONFIG = """
 from flax_transformers.data.tokenizers.load import TokenizerConfig
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_config
 from dataclasses import replace
 
 def get_config():
-    config = tiny_config(TEXT, STORE, steps=STEPS, model=tiny_bert(vocab_size=128))
+    config = tiny_config(TEXT, STORE, steps=STEPS)
     return replace(config, data=replace(config.data, tokenizer=TokenizerConfig(
         "wordpiece", vocab_size=70, lowercase=True)))
 """

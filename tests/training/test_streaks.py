@@ -28,7 +28,7 @@ from flax_transformers.training.setup import make_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture
@@ -72,43 +72,43 @@ def test_a_streak_longer_than_what_is_kept_leaves_the_checkpoints_before_it(
     config, spoil, tmp_path, caplog
 ):
     """Five saves would have been due in the streak, and three are kept."""
-    spoil(range(5, 99))
+    spoil(range(3, 99))
     with pytest.raises(UserError, match=r"gradients of 5 steps in a row are not finite"):
         train(config, tmp_path / "run")
-    assert steps_in(tmp_path / "run") == [3, 4, 5]
-    assert "step 7 is not saved: the last 2 step(s) were skipped" in caplog.text
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
+    assert "step 5 is not saved: the last 2 step(s) were skipped" in caplog.text
 
 
 def test_a_rollback_goes_to_before_the_streak_also_where_a_stop_was_saved_in_it(
     config, spoil, tmp_path, caplog
 ):
     caplog.set_level("INFO", "flax_transformers")
-    spoil(range(5, 10))
+    spoil(range(2, 7))
     config = dataclasses.replace(config, max_rollbacks=1)
-    train(config, tmp_path / "run", stop_at=7)
+    train(config, tmp_path / "run", stop_at=4)
     saved = find_checkpoint(tmp_path / "run")
-    assert (saved.step, saved.meta["consecutive_skips"]) == (7, 2)
+    assert (saved.step, saved.meta["consecutive_skips"]) == (4, 2)
     assert train(config, tmp_path / "run").step == STEPS
-    assert "resuming from step 7" in caplog.text
-    assert "rolled back to step 5; the 80 examples" in caplog.text
-    assert "7 was saved while steps were being skipped: set aside as unused-7-0" in caplog.text
+    assert "resuming from step 4" in caplog.text
+    assert "rolled back to step 2; the 80 examples" in caplog.text
+    assert "4 was saved while steps were being skipped: set aside as unused-4-0" in caplog.text
     assert find_checkpoint(tmp_path / "run").meta["position"]["rollbacks"] == 1
 
 
 def test_a_run_stopped_within_a_streak_resumes_to_the_very_end_of_one_that_was_not(
     config, spoil, tmp_path
 ):
-    spoil({4, 5, 6, 7})
-    config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, every_steps=5))
+    spoil({2, 3, 4})
+    config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, every_steps=3))
     train(config, tmp_path / "straight")
-    train(config, tmp_path / "stopped", stop_at=6)
+    train(config, tmp_path / "stopped", stop_at=4)
     train(config, tmp_path / "stopped")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert_bit_equal(
         restore_arrays(find_checkpoint(stopped)), restore_arrays(find_checkpoint(straight))
     )
-    assert steps_in(stopped) == steps_in(straight) == [10, 11, 12]
-    # The row of step 10 is of steps 6 to 10, of which the first was taken before the stop.
+    assert steps_in(stopped) == steps_in(straight) == [6, 7, 8]
+    # The row of step 6 is of steps 4 to 6, of which the first was taken before the stop.
     assert means(stopped) == means(straight)
 
 
@@ -120,38 +120,38 @@ def means(workdir):
 
 @pytest.mark.full
 def test_the_first_row_after_a_resume_averages_the_steps_before_it_too(config, tmp_path):
-    config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, every_steps=5))
+    config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, every_steps=3))
     train(config, tmp_path / "straight")
-    train(config, tmp_path / "stopped", stop_at=8)
+    train(config, tmp_path / "stopped", stop_at=5)
     train(config, tmp_path / "stopped")
     straight = means(tmp_path / "straight")
-    assert [row["step"] for row in straight] == [5, 10, 12]
+    assert [row["step"] for row in straight] == [3, 6, 8]
     assert means(tmp_path / "stopped") == straight
 
 
 def test_a_run_that_ends_in_a_streak_is_saved_and_does_not_end_well_however_often_it_is_started(
     config, spoil, tmp_path
 ):
-    spoil({10, 11})
+    spoil({6, 7})
     for _ in range(2):
-        with pytest.raises(UserError, match="ended at step 12 without a finite loss: the last 2"):
+        with pytest.raises(UserError, match="ended at step 8 without a finite loss: the last 2"):
             train(config, tmp_path / "run")
-    assert steps_in(tmp_path / "run") == [8, 9, 10, 12]
+    assert steps_in(tmp_path / "run") == [4, 5, 6, 8]
     last, before = (
-        restore_arrays(tmp_path / "run" / "checkpoints" / str(step))["params"] for step in (12, 10)
+        restore_arrays(tmp_path / "run" / "checkpoints" / str(step))["params"] for step in (8, 6)
     )
     assert_bit_equal(last, before)
 
 
 def test_a_run_whose_last_step_alone_is_skipped_keeps_its_result(config, spoil, tmp_path, caplog):
     """Nothing but the end is saved."""
-    spoil({11})
+    spoil({7})
     config = dataclasses.replace(config, checkpoints=CheckpointConfig(every_steps=0))
     for _ in range(2):
         assert train(config, tmp_path / "run").step == STEPS
     assert steps_in(tmp_path / "run") == [STEPS]
     assert find_checkpoint(tmp_path / "run").meta["consecutive_skips"] == 1
-    assert caplog.text.count("the last step, 12, was skipped") == 2
+    assert caplog.text.count("the last step, 8, was skipped") == 2
 
 
 @pytest.mark.full
@@ -159,7 +159,7 @@ def test_a_score_that_is_not_finite_at_the_end_is_an_error(config, tmp_path):
     config = dataclasses.replace(config, evaluation=Evaluation(every_steps=0, batch_size=16))
     prepared = prepare(config.data)
     for _ in range(2):  # the second time nothing is trained
-        with pytest.raises(UserError, match="ended at step 12 with eval/loss not finite"):
+        with pytest.raises(UserError, match="ended at step 8 with eval/loss not finite"):
             loop.train_prepared(
                 config, prepared, tmp_path / "run", [lambda _: {"eval/loss": float("nan")}]
             )

@@ -123,7 +123,9 @@ def test_given_parameters_are_copied_and_not_donated(plain):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema", [EMAConfig(decay=0.9), EMAConfig()])
+@pytest.mark.parametrize(
+    "ema", [EMAConfig(decay=0.9), pytest.param(EMAConfig(), marks=pytest.mark.full)]
+)
 def test_an_optimizer_that_keeps_parameters_keeps_the_given_ones(plain, ema):
     keeping = trainer(optimizer=optax.contrib.schedule_free_sgd(1e-2), ema=ema)
     params = plain.init(seed=5).params

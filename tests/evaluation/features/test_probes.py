@@ -43,7 +43,7 @@ def mnist(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_probes_score_a_masked_autoencoder_in_training_and_in_evaluate(
-    mnist, tmp_path, capsys, one_device
+    mnist, tmp_path, capsys, one_device, compiled_once
 ):
     sets = (EvaluationSet("test", ImageSource(str(mnist), split="test")),)
     config = masked_config(mnist, phases=(ImagePhase(steps=2, image_size=8, batch_size=8),))
