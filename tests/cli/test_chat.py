@@ -15,7 +15,7 @@ from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
 from flax_transformers.post_training.judge import elo_difference
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     ):
         labels = {"num_labels": 1} if name == "judge" else {}
         ids = {"vocab_size": 262, "max_positions": 256, "eos_ids": (1,), "bos_id": None}
-        model, params = tiny_model(architecture, **ids, pad_id=0, **labels)
+        model, params = drawn_model(architecture, **ids, pad_id=0, **labels)
         rng = np.random.default_rng(len(name))
         table = params["words"]["embedding"]
         params["words"]["embedding"] = rng.normal(size=table.shape).astype(np.float32)

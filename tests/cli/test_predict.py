@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -27,17 +26,16 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.runtime import with_label_names
-from flax_transformers.testing import tiny_bert, tiny_config, tiny_model
+from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
-from tests.huggingface.tensors import drawn_model
+from tests.huggingface.tensors import drawn_model, drawn_parameters, parameter_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def parameters(model, texts=None):
     """Random ones with a head of large weights; its labels depend on the ``texts``."""
-    init = jax.jit(lambda: model.init(jax.random.key(1), **model.example_inputs())["params"])
-    params = nn.meta.unbox(init())
+    params = drawn_parameters(model, parameter_shapes(model))
     head = params["classification_head"]
     head["kernel"] = head["kernel"] * 100.0
     if texts is not None:
@@ -258,15 +256,16 @@ def test_answers_are_spans_of_the_context_and_score_as_in_evaluation(tmp_path, c
     assert evaluate(capsys, run)["eval/exact_match"] == pytest.approx(exact)
 
 
-def test_an_encoder_decoder_answers_in_the_order_of_the_rows(tmp_path, capsys):
-    model, params = tiny_model("T5ForConditionalGeneration", vocab_size=384)
+@pytest.mark.parametrize("batch_size", [64, pytest.param(1, marks=pytest.mark.full)])
+def test_an_encoder_decoder_answers_in_the_order_of_the_rows(batch_size, tmp_path, capsys):
+    model, params = drawn_model("T5ForConditionalGeneration", vocab_size=384)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
     texts = ["a", "a longer text of more than sixteen bytes", "bb", "a"]
     (tmp_path / "a.txt").write_text("\n".join(texts))
-    found = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt")
-    assert [list(line) for line in found] == [["text"]] * 4 and found[0] == found[3]
-    one = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--batch-size", 1)
-    assert one == found
+    command = [tmp_path / "hf", "--input", tmp_path / "a.txt", "--batch-size", batch_size]
+    found = predict(capsys, *command)
+    assert [list(line) for line in found] == [["text"]] * 4
+    assert found[0] == found[3] != found[2] != found[1] != found[0]
 
 
 def test_embeddings_are_pooled_hidden_states(classifier, capsys):
@@ -286,7 +285,7 @@ def test_embeddings_are_pooled_hidden_states(classifier, capsys):
 
 
 def test_embeddings_of_a_sentence_encoder_end_at_its_own_length(tmp_path, capsys):
-    model, params = tiny_model("BertModel", vocab_size=384, normalize_embeddings=True)
+    model, params = drawn_model("BertModel", vocab_size=384, normalize_embeddings=True)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
     (tmp_path / "a.txt").write_text("one two three\none tw\n")
     apart = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean")
@@ -331,7 +330,7 @@ def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
 def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):
     from PIL import Image
 
-    model, params = tiny_model("ViTForImageClassification", num_labels=3)
+    model, params = drawn_model("ViTForImageClassification", num_labels=3)
     params["classification_head"]["kernel"] *= 100.0
     ft.save_pretrained(tmp_path / "hf", model, params)
     (tmp_path / "images").mkdir()

@@ -18,7 +18,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 @pytest.mark.parametrize(
     "example",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.full] * (path.stem != "own_loop"))
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.full] * (path.stem != "sentence_embeddings")
+        )
         for path in EXAMPLES
     ],
 )

@@ -27,8 +27,11 @@ LARGE_TEXT = BasicConfig(hidden_size=2048, num_heads=16, intermediate_size=8192)
 
 @pytest.mark.parametrize(
     ("config", "millions"),
-    [(SIZES["basic-s"], 108), (SIZES["basic-m"], 184), (LARGE_TEXT, 670)],
-    ids=["s", "m", "l"],
+    [
+        pytest.param(SIZES["basic-s"], 108, id="s"),
+        pytest.param(SIZES["basic-m"], 184, id="m", marks=pytest.mark.full),
+        pytest.param(LARGE_TEXT, 670, id="l", marks=pytest.mark.full),
+    ],
 )
 def test_text_encoders_have_the_published_number_of_parameters(config, millions):
     leaves = jax.tree.leaves(parameter_shapes(build_model(config))["text_tower"])

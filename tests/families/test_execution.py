@@ -19,6 +19,9 @@ OWN_ATTENTION = {"BasicModel", "CoAtNetForImageClassification", "DebertaV2ForMas
 FIRST = {next(iter(family.architectures)) for family in all_families()}
 ALL = FIRST - OWN_ATTENTION | {"UMT5ForConditionalGeneration"}
 LIKE_OTHERS = {
+    "AlbertForMaskedLM",
+    "MistralForCausalLM",
+    "ViTMAEForPreTraining",
     "CohereForCausalLM",
     "DeiTForImageClassificationWithTeacher",
     "DistilBertForMaskedLM",

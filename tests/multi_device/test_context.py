@@ -18,8 +18,9 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
 from flax_transformers.planning.plan import plan
 from flax_transformers.planning.topology import devices_of
-from flax_transformers.testing import assert_parity, tiny_config, tiny_model
+from flax_transformers.testing import assert_parity, tiny_config
 from flax_transformers.training.config import Phase
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_each_chip_holds_its_part_of_the_activations_and_gathers_keys_and_values
 
 @pytest.mark.full
 def test_a_model_with_relative_position_bias_has_equal_losses_if_positions_are_divided():
-    model, params = tiny_model("T5ForConditionalGeneration")
+    model, params = drawn_model("T5ForConditionalGeneration")
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 80, (4, 256)).astype(np.int32)
     segments = np.sort(rng.integers(1, 4, ids.shape), axis=1).astype(np.int32)

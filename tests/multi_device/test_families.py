@@ -230,14 +230,8 @@ def test_losses_are_equal_if_positions_are_divided():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        EXPERT_MESHES[2],
-        pytest.param(EXPERT_MESHES[0], marks=pytest.mark.full),
-        pytest.param(EXPERT_MESHES[1], marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.full  # tests/models/kernels/test_expert_parallelism.py has the layers of experts
+@pytest.mark.parametrize("mesh", EXPERT_MESHES)
 def test_losses_are_equal_if_experts_are_divided(mesh):
     check("MixtralForCausalLM", [mesh])
 

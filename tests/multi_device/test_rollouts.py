@@ -18,6 +18,8 @@ from flax_transformers.post_training.reinforcement.policy import (
 from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.post_training.reinforcement.rollouts import Prompt, Sampler, undivided
 from flax_transformers.testing import relative_difference
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
+from tests.multi_device.states import placed_state
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +59,8 @@ def sampled_and_trained(mesh, micro_batches, rows=None, gathered=False):
         mesh=ft.make_mesh(**mesh),
         micro_batches=micro_batches,
     )
-    state = trainer.init(seed=0)
+    params = drawn_parameters(trainer.model, parameter_shapes(trainer.model), lambda name: 0.1)
+    state = placed_state(trainer.abstract, params)
     sampler = Sampler(
         trainer.model,
         trainer.mesh,

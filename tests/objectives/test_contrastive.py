@@ -20,8 +20,9 @@ from flax_transformers.objectives.contrastive_loss import (
 )
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.parallel.rules import RULES
-from flax_transformers.testing import assert_parity, tiny_model
+from flax_transformers.testing import assert_parity
 from flax_transformers.training.step import model_functions, total_loss
+from tests.huggingface.tensors import drawn_model
 
 ROWS, WIDTH, LENGTH = 16, 6, 8
 LOSSES = {"softmax": "CLIPModel", "sigmoid": "SiglipModel"}
@@ -137,7 +138,7 @@ def test_the_scale_is_clipped_and_returns():
 
 @cache
 def start(loss):
-    return tiny_model(LOSSES[loss])
+    return drawn_model(LOSSES[loss])
 
 
 @cache

@@ -25,8 +25,8 @@ from flax_transformers.objectives.labelled import framed, longest_first
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.testing import tiny_model
 from flax_transformers.training.step import check_fits, model_functions
+from tests.huggingface.tensors import drawn_model
 
 VOCAB = Vocabulary(size=60, pad_id=0, cls_id=1, sep_id=2, bos_id=1, eos_id=2, special_ids=(0, 1, 2))
 A, B = np.array([10, 11, 12]), np.array([20, 21])
@@ -233,7 +233,7 @@ def test_a_store_with_other_labels_is_refused(kind, prepared):
     ],
 )
 def test_every_kind_of_model_learns_labels(architecture, objective):
-    model, params = tiny_model(architecture)
+    model, params = drawn_model(architecture)
     check_fits(objective, model)
     raw = {"tokens": A.astype(np.int32), "text_ends": np.array([3]), "labels": np.array([1])}
     if isinstance(objective, TokenClassification):

@@ -11,8 +11,9 @@ import pytest
 from flax_transformers.objectives import replaced_tokens
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection, put
-from flax_transformers.testing import relative_difference, tiny_model
+from flax_transformers.testing import relative_difference
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_model
 
 LENGTH, WORDS = 16, 96
 VOCAB = Vocabulary(WORDS, 0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4))
@@ -33,7 +34,7 @@ def rows(count):
 
 @pytest.fixture(scope="module")
 def model():
-    model, params = tiny_model("ElectraWithGenerator")
+    model, params = drawn_model("ElectraWithGenerator")
     params["replaced_head"]["kernel"] = params["replaced_head"]["kernel"] * 50
     return model, params
 

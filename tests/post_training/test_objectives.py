@@ -13,8 +13,8 @@ from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.post_training.preference import DirectPreference, log_probs
 from flax_transformers.post_training.reward_model import RewardModel
 from flax_transformers.post_training.supervised import SupervisedFineTuning
-from flax_transformers.testing import tiny_model
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_model
 from tests.post_training.preferences import (
     VOCAB,
     batch_of,
@@ -123,7 +123,7 @@ def metric_sums(objective, network, params, batch):
 
 
 def test_the_loss_of_a_head_of_zeros_is_ln_2():
-    network, params = tiny_model(REWARD, num_labels=1)
+    network, params = drawn_model(REWARD, num_labels=1)
     params = params | {"classification_head": {"kernel": np.zeros((32, 1), np.float32)}}
     rng = np.random.default_rng(0)
     batch = batch_of(RewardModel(), [example([element(rng, 2)]) for _ in range(2)])
@@ -173,7 +173,7 @@ def test_the_divergence_of_dpo_is_the_mean_log_ratio_of_the_reference_to_the_mod
 def test_a_reward_is_one_number():
     rng = np.random.default_rng(0)
     batch = batch_of(RewardModel(), [example([element(rng, 2)])])
-    network, params = tiny_model(REWARD, num_labels=2)
+    network, params = drawn_model(REWARD, num_labels=2)
     with pytest.raises(UserError, match="model.num_labels is 2; set --model.num-labels 1"):
         RewardModel().terms(model_functions(network), params, batch, {})
 

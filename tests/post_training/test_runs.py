@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,8 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.post_training.chat_data import ChatData
 from flax_transformers.post_training.chat_template import CHATML, template_of
@@ -29,9 +32,10 @@ from flax_transformers.post_training.supervised import (
     SupervisedFineTuning,
 )
 from flax_transformers.runtime import completed_data
-from flax_transformers.testing import assert_bit_equal, tiny_config, tiny_model
+from flax_transformers.testing import assert_bit_equal, tiny_architecture, tiny_config
 from flax_transformers.training.config import Evaluation, Phase
 from flax_transformers.training.step import model_functions
+from tests.huggingface.tensors import drawn_model
 from tests.post_training.reinforcement.online_runs import Dies
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
@@ -46,7 +50,7 @@ def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("place")
     rows = [{k: v for k, v in row.items() if k != "completion"} for row in embedded_rows(24)]
     (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model, params = tiny_model("LlamaForCausalLM", bos_id=None, **BYTES)
+    model, params = drawn_model("LlamaForCausalLM", bos_id=None, **BYTES)
     ft.save_pretrained(path / "model", model, params, tokenizer=ByteTokenizer())
     return path
 
@@ -59,7 +63,7 @@ def config_of(place, objective, steps=STEPS, **changes):
         store=str(place / "store"),
         shards=1,
     )
-    model = tiny_model("LlamaForCausalLM", bos_id=None, **BYTES)[0].config
+    model = tiny_architecture("LlamaForCausalLM", bos_id=None, **BYTES)
     config = tiny_config("", "", model=model)
     return replace(
         config,
@@ -118,11 +122,9 @@ def test_the_reference_is_the_trained_model_with_its_adapters_off(preference):
     example = prepared.examples("train", objective.window_spec(192)).read(0, rng)
     row = objective.prepare(example, rng, prepared.vocabulary, 192)
     batch = {name: array[None] for name, array in row.items()}
-    functions = model_functions(tiny_model("LlamaForCausalLM", bos_id=None, **BYTES)[0])
-    off, on = (
-        np.asarray(objective.log_probs(functions, weights, batch, {})[0])
-        for weights in (base_of(params), merged(params, config.lora.scale))
-    )
+    functions = model_functions(build_model(config.model, ComputeConfig()))
+    log_probs = jax.jit(lambda weights: objective.log_probs(functions, weights, batch, {})[0])
+    off, on = map(log_probs, (base_of(params), merged(params, config.lora.scale)))
     np.testing.assert_allclose(off, batch["reference"], rtol=1e-5)
     assert np.abs(on - batch["reference"]).max() > 1e-3
 
@@ -138,7 +140,7 @@ def test_the_reference_is_computed_once_and_used_in_evaluation(preference, place
 
 def test_another_reference_than_the_run_began_with_is_refused(preference, place, tmp_path):
     config, _, _ = preference
-    other, params = tiny_model("LlamaForCausalLM", bos_id=None, **BYTES)
+    other, params = drawn_model("LlamaForCausalLM", bos_id=None, **BYTES)
     table = params["words"]["embedding"] + np.float32(0.1)
     changed = {**params, "words": {"embedding": table}}
     ft.save_pretrained(tmp_path / "model", other, params, tokenizer=ByteTokenizer())
@@ -157,7 +159,7 @@ def test_dpo_without_a_reference_is_refused(place, tmp_path):
 
 
 def test_a_reference_with_another_vocabulary_is_refused(place, tmp_path):
-    model, params = tiny_model("LlamaForCausalLM", bos_id=None, **{**BYTES, "vocab_size": 200})
+    model, params = drawn_model("LlamaForCausalLM", bos_id=None, **{**BYTES, "vocab_size": 200})
     ft.save_pretrained(tmp_path / "small", model, params)
     objective = DirectPreference(reference=str(tmp_path / "small"))
     with pytest.raises(UserError, match="has 200 tokens, but the tokenizer has 262"):
@@ -208,6 +210,6 @@ def test_a_reward_model_starts_from_a_language_model_and_is_exported(place, tmp_
 @pytest.mark.full
 def test_an_encoder_decoder_is_fine_tuned(place, tmp_path):
     config = config_of(place, SupervisedEncoderDecoder(target_length=16), steps=2)
-    model = tiny_model("T5ForConditionalGeneration", vocab_size=262)[0].config
+    model = tiny_architecture("T5ForConditionalGeneration", vocab_size=262)
     outcome = ft.train(replace(config, model=model, init_from=None), tmp_path)
     assert outcome.step == 2 and outcome.metrics["eval/loss"] > 0

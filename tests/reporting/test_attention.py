@@ -23,7 +23,8 @@ from flax_transformers.objectives.prefix_lm import PrefixLM
 from flax_transformers.reporting import attention
 from flax_transformers.reporting.attention import attention_maps, attention_probabilities
 from flax_transformers.reporting.attention_charts import AttentionMaps, attention_chart
-from flax_transformers.testing import tiny_architecture, tiny_model
+from flax_transformers.testing import tiny_architecture
+from tests.huggingface.tensors import drawn_model
 
 IDS = np.array([[5, 9, 3, 7, 11, 4]], np.int32)
 
@@ -31,7 +32,7 @@ IDS = np.array([[5, 9, 3, 7, 11, 4]], np.int32)
 def test_layers_of_a_pattern_come_in_order_and_keep_to_their_windows():
     """Of four layers the second and third attend to one neighbour, the others to all tokens."""
     windows = {"num_layers": 4, "local_attention": 2, "global_every": 3}
-    model, params = tiny_model("ModernBertModel", **windows)
+    model, params = drawn_model("ModernBertModel", **windows)
     found = attention_probabilities(model, params, input_ids=IDS)
     assert list(found) == ["attention"] and found["attention"].shape == (4, 1, 4, 6, 6)
     np.testing.assert_allclose(found["attention"].sum(-1), 1.0, rtol=1e-5)
@@ -42,7 +43,7 @@ def test_layers_of_a_pattern_come_in_order_and_keep_to_their_windows():
 
 @pytest.mark.slow
 def test_both_stacks_and_the_attention_between_them_are_told_apart():
-    model, params = tiny_model("T5ForConditionalGeneration")
+    model, params = drawn_model("T5ForConditionalGeneration")
     found = attention_probabilities(model, params, input_ids=IDS, decoder_input_ids=IDS[:, :4])
     shapes = {name: values.shape for name, values in found.items()}
     assert shapes == {
@@ -55,7 +56,7 @@ def test_both_stacks_and_the_attention_between_them_are_told_apart():
 
 @pytest.mark.slow
 def test_shared_layers_count_as_often_as_they_are_used():
-    model, params = tiny_model(
+    model, params = drawn_model(
         "AlbertModel", num_layers=4, num_groups=2, layers_per_group=2, vocab_size=96
     )
     assert attention_probabilities(model, params, input_ids=IDS)["attention"].shape[0] == 8
@@ -65,22 +66,28 @@ def test_shared_layers_count_as_often_as_they_are_used():
 def test_probabilities_times_values_are_what_the_layer_attends_to():
     """The values are the output of the layer's value projection, and what the layer attends to is
     the input of its output projection."""
-    model, params = tiny_model("BertModel", num_layers=1, hidden_size=8, num_heads=1)
+    model, params = drawn_model("BertModel", num_layers=1, hidden_size=8, num_heads=1)
     mask = np.array([[1, 1, 1, 1, 0, 0]], np.int32)
     inputs = {"input_ids": IDS, "attention_mask": mask}
     probabilities = attention_probabilities(model, params, **inputs)["attention"][0, 0, 0]
     assert probabilities[:, 4:].max() == 0.0
-    attend = {}
-
-    def record(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.name in ("value", "output"):
-            attend[context.module.name] = (args[0], result)
-        return result
-
     scanless = model.clone(compute=model.compute.__class__(scan_layers=False))
-    with jax.disable_jit(), nn.intercept_methods(record):
-        scanless.apply({"params": params}, **inputs)
+
+    @jax.jit
+    def recorded(params):
+        attend = {}
+
+        def record(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if context.method_name == "__call__" and context.module.name in ("value", "output"):
+                attend[context.module.name] = (args[0], result)
+            return result
+
+        with nn.intercept_methods(record):
+            scanless.apply({"params": params}, **inputs)
+        return attend
+
+    attend = recorded(params)
     values, attended = attend["value"][1][0, :, 0], attend["output"][0][0, :, 0]
     np.testing.assert_allclose(probabilities @ np.asarray(values), attended, atol=1e-6)
 
@@ -211,7 +218,7 @@ def test_the_first_long_text_is_shown_without_padding_and_other_segments(monkeyp
 def test_over_an_image_the_class_token_or_all_patches_attend(monkeypatch):
     weights = np.arange(25.0).reshape(1, 1, 1, 5, 5)
     batch = {"pixel_values": np.full((1, 3, 8, 8), 255, np.uint8)}
-    model, _ = tiny_model("ViTModel", image_size=8, patch_size=4)
+    model, _ = drawn_model("ViTModel", image_size=8, patch_size=4)
     monkeypatch.setattr(attention, "attention_probabilities", given(attention=weights))
     (maps,) = attention_maps(model, {}, ImageClassification(), batch, None)
     assert maps.probabilities.tolist() == [[[[1, 2], [3, 4]]]] and maps.picture.min() == 1.0

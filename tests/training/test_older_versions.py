@@ -175,10 +175,7 @@ def test_the_run_resumes_with_the_losses_of_that_version(old, name, generator):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.full] * (name not in ("encoder_decoder", "images")))
-        for name in RUNS
-    ],
+    [pytest.param(name, marks=[pytest.mark.full] * (name != "encoder_decoder")) for name in RUNS],
 )
 def test_the_model_is_loaded_and_converted(old, name, tmp_path):
     model, params = load_pretrained(old / name / "run")

@@ -14,7 +14,7 @@ from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.evaluation.scoring.continuations import accuracies, choice_lines, request_of
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -27,8 +27,7 @@ ROWS = [
 @pytest.fixture
 def command(tmp_path):
     def write(architecture, *arguments):
-        model, params = tiny_model(architecture, vocab_size=384)
-        params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+        model, params = drawn_model(architecture, vocab_size=384)
         ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))

@@ -12,7 +12,7 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
-from flax_transformers.testing import tiny_model
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -22,8 +22,7 @@ TEXTS = ["one", "a longer text", "x", "two words, é"]
 @pytest.fixture
 def model_of(tmp_path):
     def write(architecture, **changes):
-        model, params = tiny_model(architecture, vocab_size=384, **changes)
-        params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+        model, params = drawn_model(architecture, vocab_size=384, **changes)
         ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
         (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
         model, params = ft.load_pretrained(tmp_path / "hf")
@@ -72,8 +71,7 @@ def test_a_masked_model_scores_each_token_that_it_does_not_see(tmp_path, capsys)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "vocabulary" / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    model, params = tiny_model("BertForMaskedLM", vocab_size=len(pieces))
-    params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+    model, params = drawn_model("BertForMaskedLM", vocab_size=len(pieces))
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer_from=tmp_path / "vocabulary")
     model, params = ft.load_pretrained(tmp_path / "hf")
     (tmp_path / "texts.txt").write_text("a b c\nf\n")
