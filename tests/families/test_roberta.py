@@ -118,6 +118,7 @@ def test_the_classifier_drops_before_and_after_its_dense_layer():
     params["classification_head"]["kernel"] = np.eye(12, 3, dtype=np.float32)
     ids = np.ones((64, 2), np.int32)
     run = partial(model.apply, {"params": params}, hidden, ids, method="classify")
+    run = jax.jit(run, static_argnames="deterministic")
     plain = np.tanh(hidden[:, 0, :3])
     np.testing.assert_allclose(run(), plain, rtol=1e-5, atol=1e-6)
     dropped = np.asarray(run(deterministic=False, rngs={"dropout": jax.random.key(0)}))

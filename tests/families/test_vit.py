@@ -302,6 +302,7 @@ def test_a_stem_of_convolutions_sees_the_pixels_around_a_patch():
         return model.embeddings(images, deterministic=deterministic)[0]
 
     embed = partial(model.apply, {"params": params}, method=vectors)
+    embed = jax.jit(embed, static_argnames="deterministic")
     seen = embed(images, deterministic=True)
     differs = np.any(np.asarray(seen[0] != seen[1]), axis=1).reshape(4, 4)
     assert differs[:2, :2].all() and not differs[2:].any() and not differs[:, 2:].any()

@@ -25,9 +25,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", some_by_default(CASES, ["bert", "gpt2", "llama", "t5", "bart", "vit", "clip"])
-)
+@pytest.mark.parametrize("name", some_by_default(CASES, ["bert", "gpt2", "t5", "vit"]))
 def test_outputs_are_those_of_the_flax_class(folders, name):
     *_, inputs, output = CASES[name]
     model, params = load_pretrained(folders / name)

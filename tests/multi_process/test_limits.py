@@ -134,6 +134,7 @@ def start(folder, tmp_path):
             process.wait()
 
 
+@pytest.mark.full  # tests/parallel/test_watchdog.py has processes that wait for one of them
 def test_a_process_that_sleeps_in_data_loading_ends_the_job_and_is_named(start):
     job = start(2, "--limits.data-s", "5", stuck=1)
     job.wait_for("asleep", 1)

@@ -15,6 +15,7 @@ from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.evaluation.held_out import held_out_evaluator
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import MeshConfig
+from flax_transformers.parallel.watchdog import Watchdog
 from flax_transformers.testing import (
     assert_bit_equal,
     batches_with_nan,
@@ -73,6 +74,21 @@ def test_the_loss_falls_and_every_step_has_a_row(straight):
     assert outcome.step == 12 and not outcome.preempted
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 1.0
+
+
+def test_a_run_is_in_the_phase_of_what_it_does(corpus, tmp_path, monkeypatch):
+    """So that the limits of `parallel/limits.py` hold."""
+    enter, entered = Watchdog.enter, set()
+
+    def noted(self, name, explain=None):
+        entered.add(name)
+        enter(self, name, explain)
+
+    monkeypatch.setattr(Watchdog, "enter", noted)
+    run(config_for(corpus, steps=2), tmp_path / "run", evaluate=True)
+    assert entered >= {
+        "prepare", "restore", "first_batch", "data", "step", "evaluation", "save",
+    }  # fmt: skip
 
 
 def test_a_run_that_a_callback_stops_is_saved_and_resumes_to_the_same_end(

@@ -131,7 +131,7 @@ def test_the_stream_resumes_exactly_when_hosts_and_workers_change_mid_epoch():
     parts = [
         over_hosts(1, 2, workers=2),
         over_hosts(4, 1, position=8),
-        over_hosts(2, 3, position=12, workers=1),
+        over_hosts(2, 3, position=12),
         over_hosts(1, 3, position=24),
     ]
     assert_equal(joined(parts), expected)
