@@ -27,7 +27,6 @@ from flax_transformers.generation import translate
 from flax_transformers.generation.prompts import read_prompts, rows_of
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
-from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -346,7 +345,8 @@ def answering(tmp_path, monkeypatch):
         decoder_start_id=1,
     )
     model = build_model(config, ComputeConfig())
-    params = drawn_parameters(model, parameter_shapes(model))
+    boxed = jax.jit(model.init)(jax.random.key(0), np.ones((1, 2), np.int32))["params"]
+    params = nn.meta.unbox(boxed)
     ft.save_pretrained(tmp_path / "model", model, params, tokenizer_from=tmp_path / "tokenizer")
     calls, write = [], translate.generate_target
 

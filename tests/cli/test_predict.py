@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -28,14 +29,15 @@ from flax_transformers.objectives.token_classification import TokenClassificatio
 from flax_transformers.runtime import with_label_names
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
-from tests.huggingface.tensors import drawn_model, drawn_parameters, parameter_shapes
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def parameters(model, texts=None):
     """Random ones with a head of large weights; its labels depend on the ``texts``."""
-    params = drawn_parameters(model, parameter_shapes(model))
+    init = jax.jit(lambda: model.init(jax.random.key(1), **model.example_inputs())["params"])
+    params = nn.meta.unbox(init())
     head = params["classification_head"]
     head["kernel"] = head["kernel"] * 100.0
     if texts is not None:

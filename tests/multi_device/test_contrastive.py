@@ -12,8 +12,8 @@ import pytest
 
 from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.testing import tiny_model
 from flax_transformers.training.trainer import Trainer
-from tests.huggingface.tensors import drawn_model
 from tests.multi_device.states import placed_state
 
 ROWS, LENGTH = 16, 8
@@ -22,7 +22,7 @@ ARCHITECTURES = {"softmax": "CLIPModel", "sigmoid": "SiglipModel"}
 
 @cache
 def start(loss):
-    return drawn_model(ARCHITECTURES[loss])
+    return tiny_model(ARCHITECTURES[loss])
 
 
 def after_a_step(loss, mesh, micro_batches):

@@ -111,7 +111,8 @@ MESHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["2x2x2", *full("data", "fsdp", "context", "tensor")])
+@pytest.mark.full  # tests/multi_device has losses on meshes
+@pytest.mark.parametrize("name", MESHES)
 def test_the_mesh_does_not_change_the_loss(case, expected, name):
     mesh = ft.make_mesh(MESHES[name])
     assert_equal(scores(case[0], packed(case, 2), case[1], mesh=mesh), expected)
