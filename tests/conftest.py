@@ -18,7 +18,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["NPROC"] = "64"
 # Many tests compile the same small programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".pytest_cache/compiled").absolute()))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Programs, also those of commands in their own processes, are compiled in a third of the time with
 # few optimisations, without the code generator that goes through MLIR, and as one module each.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -273,9 +273,9 @@ def test_a_run_with_a_custom_objective_is_trained_resumed_and_used(
     write("neighbour_of_mine.py", OWN)
     path = write("mine_trained.py", write.config("from neighbour_of_mine import Mine"))
     workdir = str(tmp_path / "run")
-    options = ["--workdir", workdir, "--data.workers", "1"]
-    assert main(["train", path, *options]) == 0
-    assert main(["train", path, *options, "--phases.0.steps", "3"]) == 0
+    train = ["train", path, "--workdir", workdir]
+    assert main(train) == 0
+    assert main([*train, "--data.workers", "1", "--phases.0.steps", "3"]) == 0
     assert find_checkpoint(workdir).step == 3
     # The model alone is needed for these, so nothing of the user's is looked for.
     config_json._registered.clear()

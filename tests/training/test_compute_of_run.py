@@ -1,5 +1,6 @@
 """The dtype that a run computes in where its config leaves it open."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -8,7 +9,8 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers import runtime
-from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints, find_checkpoint
 from flax_transformers.data.dataset import prepare
 from flax_transformers.restore import saved_config
 from flax_transformers.testing import tiny_config, write_corpus
@@ -67,15 +69,29 @@ def test_all_that_a_run_builds_computes_in_its_dtype(config, tmp_path, on_proces
         ft.train(config, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_a_run_keeps_the_dtype_that_it_began_with(config, tmp_path, on_processor):
-    prepared, workdirs = prepare(config.data), (tmp_path / "fast", tmp_path / "plain")
+def saved(config, workdir):
+    """A checkpoint of a run that begins here, without a step; what it says of the compute."""
+    config, prepared = run_state.with_compute_of_run(config, workdir), prepare(config.data)
+    meta = run_state.checkpoint_meta(config, prepared, run_state.RunPosition(), {}, {}, 0, 0)
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", CheckpointConfig())) as folder:
+        folder.save(0, {"params": {"one": jax.numpy.ones(1)}}, meta)
+    return saved_config(find_checkpoint(workdir)).compute
+
+
+def trained(config, workdir):
+    train_prepared(config, prepare(config.data), workdir)
+    return saved_config(find_checkpoint(workdir)).compute
+
+
+@pytest.mark.parametrize(
+    "begin", [saved, pytest.param(trained, marks=[pytest.mark.full, pytest.mark.slow])]
+)
+def test_a_run_keeps_the_dtype_that_it_began_with(config, tmp_path, on_processor, begin):
     on_processor("avx512_bf16")
-    train_prepared(config, prepared, workdirs[0])
-    began = saved_config(find_checkpoint(workdirs[0])).compute
+    began = begin(config, tmp_path / "fast")
     assert (began.dtype, began.gradient_reduce_dtype) == ("bfloat16", "float32")
     on_processor()
-    assert run_state.with_compute_of_run(config, workdirs[0]).compute == began
-    train_prepared(config, prepared, workdirs[1])
+    assert run_state.with_compute_of_run(config, tmp_path / "fast").compute == began
+    begin(config, tmp_path / "plain")
     on_processor("avx512_bf16")
-    assert dtype(config, workdirs[1]) == "auto"
+    assert dtype(config, tmp_path / "plain") == "auto"
