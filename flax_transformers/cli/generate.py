@@ -42,7 +42,8 @@ class Generate:
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """The beginning of the text, or the source. Can be given several times."""
     prompts: Annotated[str | None, option("FILE")] = None
-    """A text file with a prompt in each line; this or --prompt is required."""
+    """A text file with a prompt in each line, or a .jsonl file with the field prompt; this or
+    --prompt is required."""
     batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 16
     """Number of prompts that are read at once."""
     architecture: Architecture = None
@@ -120,9 +121,9 @@ class Generate:
 
     def _texts(self) -> list[str]:
         """The prompts of the command line and of the file."""
-        from flax_transformers.generation.prompts import read_lines
+        from flax_transformers.generation.prompts import read_texts
 
-        texts = [*self.prompt, *([] if self.prompts is None else read_lines(self.prompts))]
+        texts = [*self.prompt, *([] if self.prompts is None else read_texts(self.prompts))]
         if not texts:
             raise UserError(
                 "--prompt is missing, and so is --prompts; see flax-transformers generate --help"

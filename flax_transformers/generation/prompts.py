@@ -165,6 +165,32 @@ def read_lines(file: str) -> list[str]:
     return lines
 
 
+def read_texts(file: str) -> list[str]:
+    """The prompts in a text file, one in each line, or in the field "prompt" of JSON lines.
+
+    Raises UserError as `read_lines`, and for a line of a .jsonl or .ndjson file without a prompt.
+    """
+    lines = read_lines(file)
+    if not file.endswith((".jsonl", ".ndjson")):
+        return lines
+    return [_prompt_in(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
+
+
+def _prompt_in(line: str, where: str) -> str:
+    try:
+        found = json.loads(line)
+        json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{where} is not JSON in UTF-8; correct it, or give prompts as they are in a file of "
+            "another ending"
+        ) from None
+    text = found.get("prompt") if isinstance(found, dict) else found
+    if not isinstance(text, str):
+        raise UserError(f'{where} has no text "prompt"; write {{"prompt": "..."}} in each line')
+    return text
+
+
 def until_stop(text: str, begin: int, stops: Sequence[str]) -> str:
     """``text`` up to the first of ``stops`` that ends after character ``begin``."""
     found = (text.find(stop, max(0, begin - len(stop) + 1)) for stop in stops)

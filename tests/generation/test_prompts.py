@@ -11,7 +11,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokeni
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
-from flax_transformers.generation.prompts import read_lines, read_prompts
+from flax_transformers.generation.prompts import read_lines, read_prompts, read_texts
 from flax_transformers.objectives.causal_lm import CausalLM, packed_documents
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.rows import run_frame
@@ -75,3 +75,30 @@ def test_lines_of_a_file_of_prompts_are_its_prompts(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match="has no prompts|line 2 of .* is empty"):
             read_lines(str(file))
+
+
+def test_prompts_are_a_field_of_json_lines_and_lines_of_other_files(tmp_path):
+    content = '{"prompt": "one \\n more", "answer": 1}\n"two"\n{"prompt": ""}\n'
+    for name, expected in (
+        ("a.jsonl", ["one \n more", "two", ""]),
+        ("a.txt", content.splitlines()),
+    ):
+        (tmp_path / name).write_text(content)
+        assert read_texts(str(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plain text", "line 2 of .*a.ndjson is not JSON in UTF-8; correct it"),
+        ('"\\ud800"', "line 2 of .* is not JSON in UTF-8"),
+        ('{"text": "one"}', 'line 2 of .* has no text "prompt"; write'),
+        ('{"prompt": 3}', "line 2 of .* has no text"),
+        ("[" * 5000, "line 2 of .* is not JSON"),
+    ],
+)
+def test_a_json_line_without_a_prompt_is_refused(tmp_path, line, message):
+    file = tmp_path / "a.ndjson"
+    file.write_text(f'{{"prompt": "one"}}\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        read_texts(str(file))
