@@ -81,6 +81,7 @@ class GenerationSettings:
     RANGES: ClassVar[ranges.Ranges] = {
         **dict.fromkeys(_WHOLE_NUMBERS, ranges.integers(0)),
         "temperature": ranges.numbers(0, 1e6),
+        "top_p": ranges.numbers(0, 1e6),
         "min_p": ranges.SHARE,
         "num_beams": NUM_BEAMS,
         "length_penalty": LENGTH_PENALTY,

@@ -116,6 +116,7 @@ def test_fields_of_today_in_configs_that_were_saved_before_are_read():
         ("do_sample", "no", "True or False"),
         ("max_length", 10**20, "at most 2,147,483,647"),
         ("temperature", float("inf"), "finite"),
+        ("top_p", -0.5, "not be negative"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_file_and_field(tmp_path, field, value, said):

@@ -7,7 +7,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.paths import patch_orbax
+from flax_transformers.storage.s3 import patch_orbax
 
 
 @pytest.fixture
