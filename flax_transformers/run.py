@@ -19,7 +19,7 @@ from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.post_training.reinforcement.rollouts import batch_source
-from flax_transformers.storage.workdir import check_writable, open_workdir
+from flax_transformers.storage.workdir import check_unused, check_writable, open_workdir
 from flax_transformers.training import loop, run_state
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
@@ -54,6 +54,7 @@ def train(
     with watchdog.phase("prepare"):
         folder = open_workdir(workdir)
         check_writable(folder)  # before the data are prepared, which can take hours
+        check_unused(folder)
         # First of all, so that references, teachers and evaluators compute as the training does.
         config = run_state.with_compute_of_run(config, folder)
         config = runtime.with_initial_model(config, overrides, folder)

@@ -62,7 +62,7 @@ def tagged_corpus() -> str:
 
 
 def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
-    """Tagging, with the tokenizer of the pretrained model."""
+    """Tagging, with the tokenizer of the pretrained model, a ModernBERT or a BERT."""
     corpus = epath.Path(workdir).parent / "words.tsv"
     if not corpus.exists():
         write_text(corpus, tagged_corpus())
@@ -70,7 +70,7 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
         config,
         model=replace(
             config.model,
-            architecture="ModernBertForTokenClassification",
+            architecture=config.model.architecture.partition("For")[0] + "ForTokenClassification",
             num_labels=len(TAGS),
         ),
         objective=TokenClassification(),

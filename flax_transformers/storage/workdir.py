@@ -60,6 +60,13 @@ def check_writable(workdir: epath.Path) -> None:
         raise _cannot_write(workdir, error) from error
 
 
+def check_unused(workdir: epath.Path) -> None:
+    """Raises WorkdirInUse if another process trains in a workdir on a disk; makes no folder."""
+    if not is_bucket(workdir) and os.path.isfile(workdir / ".lock"):
+        with workdir_lock(workdir):
+            pass
+
+
 @contextlib.contextmanager
 def workdir_lock(workdir: epath.Path) -> Iterator[None]:
     """Keeps a second training run out of a workdir.

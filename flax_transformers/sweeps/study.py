@@ -18,6 +18,8 @@ from flax_transformers.training.config import TrainConfig
 
 Variant = Mapping[str, Any] | Callable[[TrainConfig], TrainConfig]
 """Config fields and their values, ``{"model.activation": "relu"}``, or a function of the base."""
+FineTune = Callable[[TrainConfig, str], TrainConfig]
+"""Config of a second training, from the config and the workdir of the first."""
 Override = Callable[[TrainConfig, Sequence[str]], TrainConfig]
 """Sets fields of a config from the tokens of a command line, as `cli.parsing.override` does."""
 
@@ -48,9 +50,9 @@ class Study:
     """Whether higher values of the metric are better. None: known from its name."""
     baseline: str | None = None
     """The variant that all others are compared with. None: the first."""
-    fine_tune: Callable[[TrainConfig, str], TrainConfig] | None = None
-    """Config of a second training, from the config and the workdir of the first. It starts from
-    the weights of the first and has the same seed, and the metric is then its own."""
+    fine_tune: FineTune | Mapping[str, FineTune] | None = None
+    """Makes the config of a second training, which starts from the weights of the first and has the
+    same seed; the metric is then its own. A mapping: by variant; others are trained once."""
     published: str = ""
     """The published effect."""
     citation: str = ""
@@ -67,10 +69,17 @@ class Study:
                     f"a variant of the study is called {name!r}; folders have its name: use "
                     "letters, digits and _ . + = -"
                 )
-        for named in (*itertools.chain(*self.expected), self.baseline):
+        second = self.fine_tune if isinstance(self.fine_tune, Mapping) else {}
+        for named in (*itertools.chain(*self.expected), self.baseline, *second):
             if named is not None and named not in self.variants:
                 known = ", ".join(self.variants)
                 raise UserError(f"the study has no variant {named!r}; its variants are {known}")
+
+    def fine_tune_of(self, variant: str) -> FineTune | None:
+        """What makes the config of the second training of a variant; None if it is trained once."""
+        if isinstance(self.fine_tune, Mapping):
+            return self.fine_tune.get(variant)
+        return self.fine_tune
 
     @property
     def higher_is_better(self) -> bool:
@@ -139,9 +148,10 @@ class StudyRuns:
         name = ",".join(filter(None, [point.name, f"seed={seed}"]))
         first = Training(replace(point.config, seed=seed), self.folder / name, point.overrides)
         trainings = [first]
-        if self.study.fine_tune is not None:
+        fine_tune = self.study.fine_tune_of(point.variant)
+        if fine_tune is not None:
             start = str(first.workdir)
-            second = _returned(self.study.fine_tune, "fine_tune", first.config, start)
+            second = _returned(fine_tune, "fine_tune", first.config, start)
             second = replace(second, init_from=start, seed=seed)
             trainings.append(Training(second, self.folder / f"{name},fine_tuned"))
         return StudyRun(name, point, seed, tuple(trainings))
@@ -199,7 +209,7 @@ def points(
         except UserError as error:
             raise UserError(f"grid point {name}: {error}") from error
         found.append(Point(name, variant, settings, config, (*overrides, *own, *tokens)))
-    _refuse_equal(found)
+    _refuse_equal(study, found)
     return found
 
 
@@ -216,10 +226,11 @@ def baseline_of(study: Study, points: Sequence[Point], name: str | None) -> Poin
     raise UserError(f"there is no grid point {name}; --baseline is one of {known}")
 
 
-def _refuse_equal(found: Sequence[Point]) -> None:
-    known: dict[str, str] = {}
+def _refuse_equal(study: Study, found: Sequence[Point]) -> None:
+    known: dict[Any, str] = {}
     for point in found:
-        other = known.setdefault(repr(to_json(point.config)), point.name)
+        trained = repr(to_json(point.config)), study.fine_tune_of(point.variant)
+        other = known.setdefault(trained, point.name)
         if other != point.name:
             raise UserError(
                 f"the grid points {other} and {point.name} have the same config; leave one out"

@@ -129,9 +129,18 @@ def data_arguments(config, folder):
         return options
     if data.tokenizer.kind != "bytes":
         options += ["--data.tokenizer.vocab-size", VOCABULARY, "--model.vocab-size", VOCABULARY]
+        options += last_token(config.model)
     if isinstance(data, TextData) and isinstance(data.source, TaggedSource | LabelledSource):
         options += ["--model.num-labels", str(len(TAGS))]
     return options
+
+
+def last_token(model):
+    """Options that give a model the last token of the smaller vocabulary where it has its own."""
+    last, fits = model.vocab_size - 1, str(int(VOCABULARY) - 1)
+    options = ["--model.bos-id", fits] if getattr(model, "bos_id", None) == last else []
+    ends = getattr(model, "eos_ids", None) == (last,)
+    return options + (["--model.eos-ids", fits] if ends else [])
 
 
 def sources(data):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.pictures import write_png
 from flax_transformers.storage.workdir import (
@@ -65,6 +66,14 @@ def test_a_second_training_in_a_workdir_is_refused_until_the_first_ends(tmp_path
         first.wait()
     with workdir_lock(tmp_path):
         pass
+
+
+def test_a_command_in_a_workdir_in_use_is_refused_before_its_data_are_prepared(tmp_path, capsys):
+    workdir, store = tmp_path / "run", tmp_path / "store"
+    with workdir_lock(epath.Path(workdir)):
+        code = main(["train", "bert_tiny", "--workdir", str(workdir), "--data.store", str(store)])
+    assert code == 2 and "another process trains in" in capsys.readouterr().err
+    assert not store.exists()
 
 
 def test_a_file_is_replaced_whole(tmp_path):

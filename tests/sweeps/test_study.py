@@ -127,6 +127,27 @@ def test_fine_tuning_is_a_second_training_from_the_weights_of_the_first():
     assert (second.config.seed, second.config.data.store) == (1, "/runs/seed=1/store")
 
 
+def test_fine_tuning_can_differ_between_variants():
+    def fine_tune(steps):
+        return lambda config, workdir: replace(
+            config, phases=(replace(config.phases[0], steps=steps),)
+        )
+
+    study = Study(
+        base=BASE,
+        variants={"once": {"model.dropout": 0.5}, "short": {}, "long": {}},
+        fine_tune={"short": fine_tune(3), "long": fine_tune(4)},
+    )
+    found = points(study, {}, override)
+    once, short, long = StudyRuns(study, tuple(found), found[0], epath.Path("/runs")).runs
+    assert len(once.trainings) == 1
+    assert [run.trainings[1].config.phases[0].steps for run in (short, long)] == [3, 4]
+    with pytest.raises(UserError, match="no variant 'other'"):
+        replace(study, fine_tune={"other": fine_tune(5)})
+    with pytest.raises(UserError, match="the grid points short and long have the same config"):
+        points(replace(study, fine_tune=fine_tune(3)), {}, override)
+
+
 def test_the_baseline_is_the_first_point_of_its_variant_or_the_one_that_is_named():
     study = Study(base=BASE, variants={"a": {}, "b": {"model.dropout": 0.5}}, baseline="b")
     found = points(study, {"phases.0.steps": ("5", "6")}, override)
