@@ -136,12 +136,13 @@ def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, D
                 f"the evaluation set {one.name!r} was prepared in {own.directory} with another "
                 "tokenizer than the training data; delete that folder to prepare it again"
             )
-        if own.label_names != prepared.label_names:
+        theirs, ours = (getattr(each, "classes", each.label_names) for each in (own, prepared))
+        if theirs != ours:
             raise UserError(
-                f"the evaluation set {one.name!r} has the classes {listed(own.label_names)}, but "
-                f"the training data has {listed(prepared.label_names)}; give both the same"
+                f"the evaluation set {one.name!r} has the classes {listed(theirs)}, but the "
+                f"training data has {listed(ours)}; give both the same"
             )
-        own = completed_data(config, fitted_data(config, prepared.scored_on(own)))
+        own = completed_data(config, prepared.scored_on(fitted_data(config, own)))
         found.append((one.name, own))
     return found
 
@@ -270,6 +271,14 @@ def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[An
             f"{place} has another tokenizer than the data; set --data.tokenizer.path to that of "
             "the teacher"
         )
+    if tokens is not None:
+        limit = theirs.input_limits()["input_ids"].length
+        longest = max(phase.sequence_length for phase in config.phases)
+        if limit is not None and limit < longest:
+            raise UserError(
+                f"{place} reads {limit} tokens, but sequences have {longest}; set "
+                f"--phases.0.sequence-length {limit}, or give another teacher"
+            )
     _check_pixels(config, stored, place)
 
     def load(mesh: Mesh) -> tuple[Any, Any]:

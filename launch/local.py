@@ -140,10 +140,12 @@ class Launcher:
         folder = self._arguments.logs
         with open(folder / f"process-{index}.log" if folder else os.devnull, "a") as log:
             assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                print(prefix + line, end="", flush=True)
+            for line in process.stdout:  # to the end: a full pipe would stop the process
+                with contextlib.suppress(OSError):  # a full disk
+                    log.write(line)
+                    log.flush()
+                with contextlib.suppress(OSError):  # nobody reads
+                    print(prefix + line, end="", flush=True)
 
 
 def main() -> int:

@@ -41,9 +41,19 @@ if [ "$(state)" = NONE ]; then
     gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" \
         --accelerator-type="$TYPE" --runtime-version="$SOFTWARE" ${QUEUE_FLAGS:---spot}
 fi
-until [ "$(state)" = ACTIVE ]; do
-    echo "waiting for $NAME: $(state)"
-    sleep 30
+missing=0
+until found=$(state) && [ "$found" = ACTIVE ]; do
+    echo "waiting for $NAME: $found"
+    case $found in
+    NONE) missing=$((missing + 1)) ;; # for a moment after it was created
+    *) missing=0 ;;
+    esac
+    case $found in FAILED | SUSPENDED) missing=10 ;; esac
+    if [ "$missing" -ge 10 ]; then
+        echo "$NAME is $found; see: gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2
+        exit 1
+    fi
+    sleep "${POLL_SECONDS:-30}"
 done
 
 # Remote commands contain no name chosen by the user, so that a quote in a name cannot break them.

@@ -112,6 +112,8 @@ def find_adapters(config: LoraConfig, boxed: Any, body: Collection[str]) -> Adap
     axes, names = logical_axes(boxed), sorted(flatten_dict(nn.meta.unbox(boxed)))
     trained = set(_fully_trained(config, names, axes, body))
     linear = [name for name in names if kind_of(name, axes) == "kernel" and name not in trained]
+    if not linear:
+        raise UserError("lora.fully_trained has every linear layer; leave some of them to adapt")
     kernels: set[Name] = set()
     for target in config.targets:
         found = {name for name in linear if _is_meant(target, name, axes)}

@@ -17,7 +17,7 @@ from flax_transformers.cli.generate import Generate
 from flax_transformers.cli.parsing import Model, number, option, override
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, integers, numbers
+from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, check_text, integers, numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,18 @@ Template = Annotated[str | None, option("FILE")]
 NewTokens = Annotated[int, number("--max-new-tokens", POSITIONS), option()]
 Temperature = Annotated[float | None, number("--temperature", numbers(0, 1e6)), option()]
 Seed = Annotated[int, number("--seed", integers(0, INT32))]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation that ends with a message to answer. ``tools``: for the template."""
+
+    messages: Sequence[Message]
+    tools: Any = None
+
+    def answered(self, text: str) -> list[Message]:
+        """The messages with an answer."""
+        return [*self.messages, {"role": "assistant", "content": text}]
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ class Arena:
     def _models(self) -> tuple[str, str]:
         return self.model, self.other
 
-    def _check(self, conversations: Sequence[list[Message]], overrides: Sequence[str]) -> None:
+    def _check(self, conversations: Sequence[Asked], overrides: Sequence[str]) -> None:
         """Raises UserError for what is wrong, before a model is read or answers."""
         from flax_transformers.huggingface.family import build_model
         from flax_transformers.post_training.chat_template import template_of
@@ -145,8 +157,8 @@ class Arena:
         for model in self._models:
             chat_model = self._chat_model(model)
             chat_model.check(overrides)
-            for messages in conversations:
-                chat_model.encoded(messages)
+            for asked in conversations:
+                chat_model.encoded(asked.messages, asked.tools)
 
     def _chat_model(self, model: str) -> ChatModel:
         return ChatModel(
@@ -154,7 +166,7 @@ class Arena:
         )
 
     def _answers(
-        self, model: str, conversations: Sequence[list[Message]], overrides: Sequence[str]
+        self, model: str, conversations: Sequence[Asked], overrides: Sequence[str]
     ) -> list[str]:
         """One model at a time is in memory."""
         chat_model = self._chat_model(model)
@@ -162,10 +174,10 @@ class Arena:
         return chat_model.answers(conversations)
 
     def _judged(
-        self, judge: str, conversations: Sequence[list[Message]], answers: Sequence[list[str]]
+        self, judge: str, conversations: Sequence[Asked], answers: Sequence[list[str]]
     ) -> list[float]:
         from flax_transformers.post_training.chat_template import template_of
-        from flax_transformers.post_training.judge import judged_rewards, votes_by
+        from flax_transformers.post_training.judge import judged_rewards, rendered, votes_by
         from flax_transformers.pretrained import load_pretrained, load_tokenizer
 
         model, params = load_pretrained(judge)
@@ -173,13 +185,11 @@ class Arena:
         template = template_of(tokenizer, self.template)
         scores = []
         for of_model in answers:
-            whole = [
-                [*messages, {"role": "assistant", "content": text}]
-                for messages, text in zip(conversations, of_model, strict=True)
+            texts = [
+                rendered(template, asked.answered(text), asked.tools)
+                for asked, text in zip(conversations, of_model, strict=True)
             ]
-            scores.append(
-                judged_rewards(model, params, tokenizer, template, whole, self.batch_size)
-            )
+            scores.append(judged_rewards(model, params, tokenizer, texts, self.batch_size))
         return votes_by(scores)
 
 
@@ -203,7 +213,6 @@ class ChatModel:
             temperature=temperature,
             seed=seed,
         )
-        self._count = 0
 
     def check(self, overrides: Sequence[str]) -> None:
         """Reads all but the weights. ``overrides``: of the mesh and of how it is computed."""
@@ -252,34 +261,42 @@ class ChatModel:
             work.stops = (*work.stops, end)
             work.token_texts = work.token_texts or work.prompts.token_texts()
 
-    def encoded(self, messages: Sequence[Message]) -> list[int]:
+    def encoded(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
         """The ids of a conversation with the beginning of an answer. Raises UserError for one that
         the template refuses, or that is too long."""
-        from flax_transformers.generation.decode import check_prompts
+        from flax_transformers.objectives.rows import end_id
 
         work = self._work
         with _template_errors():
-            text = self.template.render(messages, answer_next=True)
-        ids: list[int] = work.prompts.written.encode_prompt(text).tolist()
-        check_prompts(work.model, [len(ids)], None, work.choice, work.key, work.settings)
+            text = self.template.render(messages, tools, answer_next=True)
+        tokenizer = work.prompts.written
+        ids: list[int] = tokenizer.encode_prompt(text).tolist()
+        if work.answers and ids[-1:] != [end_id(tokenizer.vocabulary)]:
+            ids.append(end_id(tokenizer.vocabulary))  # as SupervisedEncoderDecoder ends a source
+        work.check([ids])
         return ids
 
     def answer(self, messages: Sequence[Message]) -> str:
         """The answer to a conversation, printed as it comes."""
+        from flax_transformers.generation.beams import Beams
         from flax_transformers.generation.prompts import Typist
 
         work = self._work
+        if isinstance(work.choice, Beams):  # it has no text before its end
+            [text] = self.answers([Asked(messages)])
+            print(text)
+            return text
         typist = Typist(work.prompts, [], work.stops, work.eos_ids)
         self._generate([self.encoded(messages)], typist)
         typist.finish()
         return typist.text
 
-    def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    def answers(self, conversations: Sequence[Asked]) -> list[str]:
         """The answers to several conversations."""
         from flax_transformers.generation.prompts import until_stop
 
         work, found = self._work, list[str]()
-        encoded = [self.encoded(messages) for messages in conversations]
+        encoded = [self.encoded(asked.messages, asked.tools) for asked in conversations]
         size = min(self._command.batch_size, len(encoded))
         for first in range(0, len(encoded), size):
             some = encoded[first : first + size]
@@ -293,18 +310,8 @@ class ChatModel:
         """The new tokens of prompts, int32 [B, M]."""
         import jax
 
-        from flax_transformers.generation.prompts import rows_of
-        from flax_transformers.generation.stop_strings import StopStrings
-
-        work = self._work
-        ids, mask = rows_of(encoded, work.pad_id)
-        stops = StopStrings.of(work.stops, work.token_texts, encoded) if work.stops else None
-        work.key = jax.random.fold_in(jax.random.key(self._command.seed), self._count)
-        self._count += 1
         with jax.set_mesh(self._mesh), watchdog.phase("evaluation"):
-            tokens: np.ndarray = jax.device_get(
-                work.generate(self._loaded, ids, mask, stops, typist)
-            )
+            tokens: np.ndarray = jax.device_get(self._work.generate(self._loaded, encoded, typist))
         return tokens
 
 
@@ -323,15 +330,17 @@ def _lines(question: str) -> Iterator[str]:
     """The lines of a terminal or of a file, up to an empty one."""
     while True:
         try:
-            line = input(question if sys.stdin.isatty() else "").strip()
+            line = check_text("the input", input(question if sys.stdin.isatty() else "").strip())
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError("the input is not UTF-8; convert it") from error
         if not line:
             return
         yield line
 
 
-def _conversations(file: str) -> list[list[Message]]:
+def _conversations(file: str) -> list[Asked]:
     """The prompts in a file, as conversations that end with a user's message."""
     from flax_transformers.data.sources.documents import Invalid
     from flax_transformers.generation.prompts import read_lines
@@ -339,7 +348,7 @@ def _conversations(file: str) -> list[list[Message]]:
 
     lines = read_lines(file)
     if not file.endswith((".jsonl", ".ndjson")):
-        return [[{"role": "user", "content": line}] for line in lines]
+        return [Asked([{"role": "user", "content": line}]) for line in lines]
     found = []
     for place, line in enumerate(lines, 1):
         try:
@@ -355,19 +364,19 @@ def _conversations(file: str) -> list[list[Message]]:
             messages.pop()
         if not messages:
             raise UserError(f"{file}:{place} has no message to answer; leave it out")
-        found.append(messages)
+        found.append(Asked(messages, one.tools))
     return found
 
 
 def _votes(
-    conversations: Sequence[list[Message]], answers: Sequence[Sequence[str]], random: Any
+    conversations: Sequence[Asked], answers: Sequence[Sequence[str]], random: Any
 ) -> Iterator[float]:
     """Votes of a person, who does not know which answer is whose: 1 for the first model, 0 for the
     second, 0.5 for a tie."""
-    for index, messages in enumerate(conversations):
+    for index, asked in enumerate(conversations):
         both = [of_model[index] for of_model in answers]
         swapped = bool(random.integers(2))
-        print(f"\n{index + 1} of {len(conversations)}: {messages[-1]['content']}\n")
+        print(f"\n{index + 1} of {len(conversations)}: {asked.messages[-1]['content']}\n")
         for place, text in enumerate(both[::-1] if swapped else both, 1):
             print(f"[{place}] {text}\n")
         vote = _vote()
@@ -392,14 +401,18 @@ def _vote() -> Literal[0, 1, 2] | None:
 
 def _noted(
     path: str | None,
-    conversations: Sequence[list[Message]],
+    conversations: Sequence[Asked],
     answers: Sequence[Sequence[str]],
     votes: Iterable[float],
 ) -> Iterator[float]:
     """The votes, each after its line in the file ``path`` is written, so that none is lost."""
     with _opened(path, "w") as file:
-        for messages, first, second, vote in zip(conversations, *answers, votes, strict=False):
-            line = {"messages": messages, "answers": [first, second], "first_is_better": vote}
+        for asked, first, second, vote in zip(conversations, *answers, votes, strict=False):
+            line = {
+                "messages": asked.messages,
+                "answers": [first, second],
+                "first_is_better": vote,
+            }
             if file is not None:
                 print(json.dumps(line), file=file, flush=True)
             yield vote

@@ -74,10 +74,12 @@ class Convert:
             found = pretrained.find_pretrained(steps[-1] if steps else source)
             _warn_of_tokenizer(found, pretrained.describe_pretrained(found, self.architecture))
             model, params = pretrained.load_pretrained(
-                found, architecture=self.architecture, dtype=self.dtype or "float32"
+                found,
+                architecture=self.architecture,
+                dtype="float32" if steps else self.dtype or "float32",
             )
             if steps:
-                params = _averaged(steps, model, self.architecture, params)
+                params = _averaged(steps, self.architecture, params, self.dtype or "float32")
                 log.info("average of the steps %s", ", ".join(step.name for step in steps))
         with watchdog.phase("save"):
             if isinstance(found, SavedStep):
@@ -137,10 +139,11 @@ def _steps_to_average(source: str, text: str) -> list[Any]:
     return [folder / str(step) for step in chosen]
 
 
-def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: Any) -> Any:
-    """The mean of the parameters of all ``steps``, of which ``last`` are those of the last one, in
-    their dtype. Raises UserError for a step with another model."""
+def _averaged(steps: Sequence[Any], architecture: str | None, last: Any, dtype: str) -> Any:
+    """The mean of the parameters of all ``steps``, of which ``last`` are those of the last one.
+    Raises UserError for a step with another model."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from flax_transformers import pretrained
@@ -154,7 +157,7 @@ def _averaged(steps: Sequence[Any], model: Any, architecture: str | None, last: 
             raise UserError(f"{step} has another model than {steps[-1]}; average others")
         _, params = pretrained.load_pretrained(found, architecture=architecture)
         total = jax.tree.map(lambda a, b: a + np.asarray(b), total, params)
-    return jax.tree.map(lambda a, b: (a / len(steps)).astype(b.dtype), total, last)
+    return jax.tree.map(lambda leaf: (leaf / len(steps)).astype(jnp.dtype(dtype)), total)
 
 
 def _warn_of_tokenizer(found: SavedStep | Path, config: TransformerConfig) -> None:

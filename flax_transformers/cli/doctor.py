@@ -15,6 +15,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from flax_transformers.training.config import TrainConfig
 
 PAYLOAD_BYTES = 4 * 2**20
@@ -58,7 +60,7 @@ class Doctor:
             _check_collective()
         if config is not None:
             with watchdog.phase("prepare"):
-                _check_config(config, overrides)
+                _check_config(config, overrides, self.workdir)
         if self.workdir:
             with watchdog.phase("save"):
                 _check_storage(self.workdir)
@@ -97,6 +99,14 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def payload(width: int) -> np.ndarray:
+    """What each device adds, float32 [width]: integers so small that sums over 16,384 devices are
+    exact in any order."""
+    import numpy as np
+
+    return (np.arange(width) % 1024).astype(np.float32)
+
+
 def _check_collective() -> None:
     """Sums ``PAYLOAD_BYTES`` of each device over all devices of all processes; prints the time."""
     import jax
@@ -106,7 +116,7 @@ def _check_collective() -> None:
     count, width = jax.device_count(), PAYLOAD_BYTES // 4
     mesh = jax.make_mesh((count,), ("all",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("all"))
-    own = np.arange(width, dtype=np.float32)[None]
+    own = payload(width)[None]
     rows = jax.make_array_from_callback((count, width), sharding, lambda index: own)
     total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
     found = np.asarray(total(rows))  # the first call compiles
@@ -127,37 +137,43 @@ def _check_collective() -> None:
     )
 
 
-def _check_config(config: TrainConfig, overrides: Sequence[str]) -> None:
+def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | None) -> None:
     """Raises UserError unless the config is the same in all processes, fits the devices, and its
-    data are prepared."""
+    data are prepared. A run in ``workdir`` is judged as `train` resumes it."""
     import json
 
     import jax
 
+    from flax_transformers.checkpointing.step_directories import has_checkpoint
     from flax_transformers.config_json import to_json
     from flax_transformers.parallel.distributed import check_equal
     from flax_transformers.runtime import fitted_data, prepared_data, with_initial_model
+    from flax_transformers.storage.workdir import open_workdir
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.loop import checked_mesh
+    from flax_transformers.training.run_state import tokenizers_of_run
 
     check_equal(
         "the config",
         json.dumps(to_json(config), sort_keys=True),
         "give every machine the same file and the same fields",
     )
-    config = with_initial_model(config, overrides)
+    folder = None if workdir is None else open_workdir(workdir)
+    config = with_initial_model(config, overrides, folder)
     mesh = checked_mesh(config)
     check_config(config)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
     if jax.process_count() > 1:  # a single process prepares missing data itself
-        prepared = prepared_data(config.data)
+        of_run = {} if folder is None else tokenizers_of_run(folder)
+        prepared = prepared_data(config.data, of_run)
         check_equal(
             "the prepared data",
             prepared.fingerprint,
             "prepare them once, into a --data.store that all machines share",
         )
-        check_run(config, fitted_data(config, prepared))
+        new = folder is None or not has_checkpoint(folder)
+        check_run(config, fitted_data(config, prepared), new=new)
         _say(f"every process finds the data in {prepared.directory}")
 
 

@@ -18,12 +18,9 @@ from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import ENTRIES, EXAMPLES, INT32, POSITIONS, SHARE, integers, numbers
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from flax_transformers.checkpointing.step_directories import SavedStep
     from flax_transformers.data.tokenizers.load import Tokenizer
     from flax_transformers.generation.prompts import Prompts, Typist
-    from flax_transformers.generation.stop_strings import StopStrings
     from flax_transformers.models.config import TransformerConfig
     from flax_transformers.models.generation_settings import GenerationSettings
     from flax_transformers.runtime import StoredModel
@@ -197,10 +194,11 @@ class Work:
         self.rows = command.batch_size
         self.answers = "decoder_input_ids" in model.inputs
         self.eos_ids = settings.eos_ids or prompts.eos_ids
-        self.pad_id = max(model.config.pad_id, 0)
+        self.pad_id = model.config.filler_id
         self.stops = settings.stop_strings or ()
         self.token_texts = prompts.token_texts() if self.stops else []
         self.key = jax.random.key(command.seed)
+        self.batches_written = 0
         self.choice = choice_of(
             settings,
             self.key,
@@ -217,16 +215,20 @@ class Work:
 
     def checked(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts. Raises UserError where generation would."""
+        encoded = _encoded(self.prompts, texts, self.answers)
+        self.check(encoded)
+        return encoded
+
+    def check(self, encoded: Sequence[Sequence[int]]) -> None:
+        """Raises UserError for prompts that are too long for the model."""
         from flax_transformers.generation.decode import check_prompts
         from flax_transformers.generation.translate import check_source_lengths
 
-        encoded = _encoded(self.prompts, texts, self.answers)
         lengths, how = [len(ids) for ids in encoded], (None, self.choice, self.key, self.settings)
         if self.answers:
             check_source_lengths(self.model, lengths, self.start_ids, *how)
         else:
             check_prompts(self.model, lengths, *how)
-        return encoded
 
     def batches(self, encoded: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         """The prompts in groups of the batch size."""
@@ -245,20 +247,17 @@ class Work:
         import jax
 
         from flax_transformers.generation.beams import Beams
-        from flax_transformers.generation.prompts import Typist, rows_of, until_stop
-        from flax_transformers.generation.stop_strings import StopStrings
+        from flax_transformers.generation.prompts import Typist, until_stop
 
         texts = len(encoded)
         encoded = encoded + [encoded[-1]] * (self.rows - texts)  # of the shape of other batches
-        ids, mask = rows_of(encoded, self.pad_id, padded="right" if self.answers else "left")
-        before = [[] if self.answers else prompt for prompt in encoded]
-        stops = StopStrings.of(self.stops, self.token_texts, before) if self.stops else None
+        before = self._before(encoded)
         typist = None
         terminal = shown and texts == 1 and bool(sys.stdout and sys.stdout.isatty())
         terminal = terminal and not isinstance(self.choice, Beams)
         if self.command.stream or terminal:
             typist = Typist(self.prompts, before[0], self.stops, self.eos_ids)
-        tokens = self.generate(loaded, ids, mask, stops, typist)
+        tokens = self.generate(loaded, encoded, typist)
         if typist is not None:
             typist.finish()
             return
@@ -267,18 +266,27 @@ class Work:
             text = self.prompts.decode([*prompt, *written])
             yield until_stop(text, len(self.prompts.decode(prompt)), self.stops)
 
+    def _before(self, encoded: list[list[int]]) -> list[list[int]]:
+        """What the generated text of each prompt continues: nothing in an encoder-decoder."""
+        return [[] if self.answers else prompt for prompt in encoded]
+
     def generate(
-        self,
-        loaded: tuple[Any, Any],
-        ids: np.ndarray,
-        mask: np.ndarray,
-        stops: StopStrings | None,
-        streamer: Typist | None,
+        self, loaded: tuple[Any, Any], encoded: list[list[int]], streamer: Typist | None
     ) -> Any:
-        """The new tokens of prompts, int32 [B, M]."""
+        """The new tokens of prompts, int32 [B, M]; those of each call are drawn independently."""
+        import jax
+
         from flax_transformers.generation.decode import generate
+        from flax_transformers.generation.prompts import rows_of
+        from flax_transformers.generation.stop_strings import StopStrings
         from flax_transformers.generation.translate import generate_target
 
+        ids, mask = rows_of(encoded, self.pad_id, padded="right" if self.answers else "left")
+        stops = None
+        if self.stops:
+            stops = StopStrings.of(self.stops, self.token_texts, self._before(encoded))
+        key = jax.random.fold_in(self.key, self.batches_written)
+        self.batches_written += 1
         kind: Any = partial(generate_target, start_ids=self.start_ids) if self.answers else generate
         return kind(
             *loaded,
@@ -288,7 +296,7 @@ class Work:
             pad_id=self.pad_id,
             choice=self.choice,
             settings=self.settings,
-            key=self.key,
+            key=key,
             stops=stops,
             streamer=streamer,
         )

@@ -1,7 +1,7 @@
 """``flax-transformers COMMAND ...``: parses the command line, and runs a command.
 
 Exit codes: 0 done, 2 a mistake that the user can fix, 42 stopped on request after saving, 75
-another process of the job was lost, or it was stuck.
+another process of the job was lost, or it was stuck, 130 interrupted, 141 nobody reads the output.
 """
 
 from __future__ import annotations

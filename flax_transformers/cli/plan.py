@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +64,9 @@ class Plan:
         for name, file in (("json", self.json), ("hlo", self.hlo)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise UserError(f"--{name} is {file}; create the folder of this file first")
-        config = load_config(self.config, overrides)
+            if file is not None and file.is_dir():
+                raise UserError(f"--{name} is {file}, which is a folder; name a file in it")
+        config = _with_initial_model(load_config(self.config, overrides), overrides)
         check_config(config)
         devices = devices_of(self.topology, self.slices)
         if self.decode is not None:
@@ -83,10 +87,16 @@ class Plan:
         if self.search and self.hlo is not None:
             raise UserError("--hlo writes one program and --search compiles many; give one of them")
         if self.search:
+            names = partial(settings, config, self.phase % len(config.phases))
             ranked = search(
-                config, phase, devices, self.topology, limit=self.search_limit, on_plan=say
+                config,
+                phase,
+                devices,
+                self.topology,
+                limit=self.search_limit,
+                on_plan=lambda found: print(f"{names(found)}: {outcome(found)}", flush=True),
             )
-            show_ranked(ranked)
+            show_ranked(ranked, names)
         else:
             ranked = [plan(config, phase, devices, self.topology, hlo=self.hlo)]
         show(ranked[0])
@@ -125,6 +135,22 @@ class Plan:
                 "at once, or shard the model further, with --mesh.tensor"
             )
         return 0
+
+
+def _with_initial_model(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """``config`` with the model that `train` would start from. If it is not there, a line says
+    that the config's own is planned."""
+    from flax_transformers.pretrained import find_pretrained
+    from flax_transformers.runtime import with_initial_model
+
+    if config.init_from is None:
+        return config
+    try:
+        find_pretrained(config.init_from)
+    except UserError as error:
+        print(f"the model of the config is planned: {error}", file=sys.stderr)
+        return config
+    return with_initial_model(config, overrides)
 
 
 def write_json(file: Path, figures: Any) -> None:
@@ -182,35 +208,36 @@ def show_decode(found: DecodePlan) -> None:
     console.print(f"compiled in {found.compile_seconds:.1f} s", highlight=False)
 
 
-def say(found: plans.StepPlan) -> None:
-    """Prints one line for a plan of a search."""
-    print(f"{settings(found)}: {outcome(found)}", flush=True)
-
-
-def settings(found: plans.StepPlan) -> str:
-    """The options that differ between the plans of a search, as on the command line."""
-    mesh = {"data": 1, "fsdp": 1} | found.mesh
-    axes = " ".join(f"--mesh.{name} {size}" for name, size in mesh.items())
-    micro = f" micro_batches {found.micro_batches}" if found.micro_batches > 1 else ""
-    return f"{axes} --compute.remat {found.remat}{micro}"
+def settings(config: TrainConfig, phase: int, found: plans.StepPlan) -> str:
+    """The options that make ``config`` a plan of a search, as on the command line."""
+    given = dataclasses.asdict(config.mesh)
+    mesh = {name: found.mesh.get(name, 1) for name in given}
+    shown = ("data", "fsdp", *(name for name in given if {mesh[name], given[name]} != {1}))
+    parts = [f"--mesh.{name} {mesh[name]}" for name in dict.fromkeys(shown)]
+    parts.append(f"--compute.remat {found.remat}")
+    if {found.micro_batches, config.phases[phase].micro_batches} != {1}:
+        parts.append(f"--phases.{phase}.micro-batches {found.micro_batches}")
+    return " ".join(parts)
 
 
 def outcome(found: plans.StepPlan) -> str:
     total = f"{found.memory.total / 2**30:.2f} GiB"
-    if found.roofline is None or not found.fits:
+    if not found.fits:
         return f"{total}, does not fit"
+    if found.roofline is None:
+        return f"{total}, time unknown"
     return f"{total}, {found.roofline.step * 1e3:.1f} ms at least (by {found.roofline.bound_by})"
 
 
-def show_ranked(ranked: Sequence[plans.StepPlan]) -> None:
-    """Prints the plans of a search, best first."""
+def show_ranked(ranked: Sequence[plans.StepPlan], names: Callable[[plans.StepPlan], str]) -> None:
+    """Prints the plans of a search, best first. ``names``: the settings of each."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("", "settings", "memory, time", "MFU at most", box=None, pad_edge=False)
     for rank, one in enumerate(ranked, 1):
         bound = "" if one.mfu_bound is None or not one.fits else f"{one.mfu_bound:.1%}"
-        table.add_row(str(rank), settings(one), outcome(one), bound)
+        table.add_row(str(rank), names(one), outcome(one), bound)
     Console(markup=False, emoji=False).print(table, highlight=False)
 
 

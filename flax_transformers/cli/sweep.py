@@ -75,7 +75,7 @@ class Sweep:
             if not runner.train_all(sweep.runs[part]):
                 return PREEMPTED
         if jax.process_index() == 0:
-            _report(sweep, [run.name for run in sweep.runs[part]])
+            _report(sweep, [run.name for run in sweep.runs[part]], required=self.report)
         return 0
 
     def _sweep(self, overrides: Sequence[str]) -> Runs:
@@ -113,9 +113,9 @@ def _part(text: str | None) -> slice:
     return slice(index, None, count)
 
 
-def _report(sweep: Runs, own: Sequence[str]) -> None:
+def _report(sweep: Runs, own: Sequence[str], *, required: bool) -> None:
     """Writes and prints the table of all finished runs. Raises UserError if one of the runs ``own``
-    has failed."""
+    has failed, and if a table is ``required`` and there is none."""
     from rich.console import Console
 
     from flax_transformers.sweeps.plot import plot_table
@@ -124,6 +124,9 @@ def _report(sweep: Runs, own: Sequence[str]) -> None:
 
     found = results(sweep)
     failed = {one.run.name: one.failure for one in found if one.failure and one.run.name in own}
+    if not any(one.metrics for one in found) and not failed and not required:
+        print("no run of this sweep is finished yet")  # a part without a run, or others train them
+        return
     if all(one.failure for one in found) and failed:
         raise UserError(_failures(failed, len(own)))
     table = make_table(sweep, found)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
+from flax_transformers.data.sources.files import open_decompressed, reading_source
 from flax_transformers.data.sources.labelled import ChoiceSource, chosen
 from flax_transformers.data.sources.records import Part, TextFile
 from flax_transformers.data.sources.row_files import ENDINGS, row_file, row_of, text_in, value_in
@@ -147,7 +148,7 @@ class Inputs:
 
 def _is_lines(path: Path) -> bool:
     """Whether a .json file has an object in each line, and so is none of SQuAD's."""
-    with path.open("rb") as file:
+    with reading_source(path), open_decompressed(path) as file:
         return b'"data"' not in file.read(1 << 12)
 
 

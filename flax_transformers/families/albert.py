@@ -12,7 +12,7 @@ from flax_transformers import ranges
 from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.config import Activation, ComputeConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
@@ -237,10 +237,8 @@ def weights(config: AlbertConfig) -> WeightTable:
             *linear("next_sentence_head", "sop_classifier.classifier", "D", "C"),
             *linear("classification_head", "qa_outputs" if spans else "classifier", "D", "C"),
         ),
-        copies={
-            "predictions.decoder.weight": f"{embeddings}.word_embeddings.weight",
-            "predictions.decoder.bias": "predictions.bias",
-        },
+        copies=tied(config, "predictions.decoder.weight", f"{embeddings}.word_embeddings.weight")
+        | {"predictions.decoder.bias": "predictions.bias"},
         # An old buffer, and what published masked-LM files carry besides.
         ignorable=(
             r"albert\.embeddings\.position_ids",

@@ -10,7 +10,7 @@ import jax
 
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import (
     EncoderForMaskedLM,
@@ -292,10 +292,10 @@ def weights(config: BertConfig) -> WeightTable:
             (r"LayerNorm\.gamma$", "LayerNorm.weight"),
             (r"LayerNorm\.beta$", "LayerNorm.bias"),
         ),
-        copies={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        copies=tied(
+            config, "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
+        )
+        | {"cls.predictions.decoder.bias": "cls.predictions.bias"},
         # An old buffer, and the pooler and next-sentence head that published masked-LM files carry.
         ignorable=(
             r"bert\.embeddings\.position_ids",

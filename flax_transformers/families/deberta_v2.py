@@ -27,7 +27,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.bert import word_weights
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.config import Activation, ComputeConfig, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import ActivatedPoolingMixin
@@ -497,7 +497,8 @@ def weights(config: DebertaV2Config) -> WeightTable:
             if config.legacy_head
             else ()
         ),
-        copies={f"{head}.decoder.weight": tokens, f"{head}.decoder.bias": f"{head}.bias"},
+        copies=tied(config, f"{head}.decoder.weight", tokens)
+        | {f"{head}.decoder.bias": f"{head}.bias"},
         ignorable=(
             r"deberta\.embeddings\.position_ids",
             r"deberta\.embeddings\.position_embeddings\.weight",

@@ -10,7 +10,7 @@ import jax
 from flax_transformers.families.bert import SWITCHES, BertConfig, TextForMultipleChoice
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import ActivatedLayer, ActivatedPoolingMixin, Tokens
 from flax_transformers.models.text import (
@@ -114,7 +114,7 @@ def weights(config: DistilBertConfig) -> WeightTable:
             *linear("pooler/dense", "pre_classifier", "D", "E"),
             *linear("classification_head", "qa_outputs" if questions else "classifier", "D", "C"),
         ),
-        copies={"vocab_projector.weight": tokens},
+        copies=tied(config, "vocab_projector.weight", tokens),
         prefix="distilbert.",
     )
     return table.bare() if config.architecture == "DistilBertModel" else table

@@ -20,7 +20,7 @@ from flax_transformers import ranges
 from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm, tied
 from flax_transformers.models.config import Activation, ComputeConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import (
@@ -289,7 +289,9 @@ def weights(config: ElectraConfig) -> WeightTable:
             (r"LayerNorm\.gamma$", "LayerNorm.weight"),
             (r"LayerNorm\.beta$", "LayerNorm.bias"),
         ),
-        copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        copies=tied(
+            config, "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
+        ),
         ignorable=(r"electra\.embeddings\.position_ids",),  # an old buffer
         prefix="electra.",
     )

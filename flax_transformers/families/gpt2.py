@@ -11,7 +11,7 @@ import flax.linen as nn
 from flax_transformers import ranges
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, linear, norm, tied
 from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from flax_transformers.models.text import (
@@ -176,7 +176,7 @@ def weights(config: GPT2Config) -> WeightTable:
             Weight("lm_head/words/kernel", "lm_head.weight", "DV->VD"),
             *linear("classification_head", _HEADS.get(config.architecture, "score"), "D", "C"),
         ),
-        copies={"lm_head.weight": "transformer.wte.weight"},
+        copies=tied(config, "lm_head.weight", "transformer.wte.weight"),
         # The causal mask, which files of 2019 carry.
         ignorable=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
         prefix="transformer.",

@@ -19,7 +19,7 @@ from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
+from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.config import Activation, Rope, TextConfig
 from flax_transformers.models.decoder import (
     DecoderForCausalLM,
@@ -366,8 +366,7 @@ def decoder_table(
             *linear("classification_head", head, "D", "C"),
             *linear("value_head", "value_head", "D", "C"),
         ),
-        # Without ties it is a head of its own, which classifiers do not have.
-        copies={"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {},
+        copies=tied(config, "lm_head.weight", "model.embed_tokens.weight"),
         # Frequencies that files of 2023 carry.
         ignorable=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         prefix="model.",

@@ -17,7 +17,14 @@ from flax_transformers.families.bert import TextForMultipleChoice
 from flax_transformers.families.llama import read_rope, write_rope
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import Weight, WeightTable, fused_linear, linear, norm
+from flax_transformers.huggingface.weights import (
+    Weight,
+    WeightTable,
+    fused_linear,
+    linear,
+    norm,
+    tied,
+)
 from flax_transformers.models.config import Activation, ComputeConfig, Rope, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import Transform, mean_of_tokens, take_token
@@ -382,7 +389,7 @@ def weights(config: ModernBertConfig) -> WeightTable:
             Weight("mlm_head/bias", "decoder.bias", "V"),
             *linear("classification_head", "classifier", "D", "C"),
         ),
-        copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        copies=tied(config, "decoder.weight", "model.embeddings.tok_embeddings.weight"),
         prefix="model.",
     )
     return table.bare() if config.architecture == "ModernBertModel" else table

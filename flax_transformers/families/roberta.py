@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
-from flax_transformers.huggingface.weights import WeightTable, linear, norm
+from flax_transformers.huggingface.weights import WeightTable, linear, norm, tied
 from flax_transformers.models.config import Activation, TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
 from flax_transformers.models.heads import Pooler, mean_of_tokens
@@ -200,10 +200,8 @@ def weights(config: RobertaConfig) -> WeightTable:
             *bert.word_weights("lm_head", config.tie_embeddings),
             *linear("classification_head", classifier, "D", "C"),
         ),
-        copies={
-            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-            "lm_head.decoder.bias": "lm_head.bias",
-        },
+        copies=tied(config, "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight")
+        | {"lm_head.decoder.bias": "lm_head.bias"},
         # An old buffer, and the untrained pooler that published files carry.
         ignorable=(
             r"roberta\.embeddings\.position_ids",

@@ -128,7 +128,7 @@ def endings_of(
     """The given ids, with defaults from the settings."""
     if pad_id is None:
         known = settings.pad_token_id
-        pad_id = max(model.config.pad_id, 0) if known is None else known
+        pad_id = model.config.filler_id if known is None else known
     return Endings.of(settings.eos_ids if eos_id is None else eos_id, pad_id)
 
 

@@ -24,7 +24,7 @@ from flax_transformers.evaluation.scoring.continuations import (
     check_requests,
     request_of,
 )
-from flax_transformers.generation.decode import generate, require_writer
+from flax_transformers.generation.decode import generate, require_positions, require_writer
 from flax_transformers.generation.program import arranged
 from flax_transformers.generation.prompts import (
     noted_frame,
@@ -38,6 +38,7 @@ from flax_transformers.objectives.base import Frame
 from flax_transformers.objectives.rows import document_start
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import load_pretrained, load_tokenizer
+from flax_transformers.ranges import parse_integer
 from flax_transformers.restore import RestoredModel
 
 _MAX_LENGTH = 2048
@@ -76,11 +77,15 @@ class HarnessModel(LM):
         self._restored = RestoredModel(
             self._config, model, params, self._tokenizer, None, placed, step=0
         )
+        numbers = {"batch_size": batch_size}
+        if max_length is not None:
+            numbers["max_length"] = max_length
+        for name, value in numbers.items():
+            if (parse_integer(str(value)) or 0) < 1:
+                raise UserError(f"{name} is {value!r}; give a number from 1")
+        self._batch_size = int(batch_size)
         self._length = int(max_length or self._config.max_positions or _MAX_LENGTH)
-        try:
-            self._batch_size = int(batch_size)
-        except ValueError:
-            raise UserError(f"batch_size is {batch_size!r}; give a number") from None
+        require_positions(model, self._length, f"{self._length} tokens of max_length")
         self._before = list((noted_frame(self._tokenizer) or Frame()).before)
 
     @property
@@ -176,7 +181,7 @@ class HarnessModel(LM):
             for context in contexts
         ]
         rows = prompts + [prompts[-1]] * (self._batch_size - len(prompts))  # one shape
-        ids, mask = rows_of(rows, max(self._config.pad_id, 0))
+        ids, mask = rows_of(rows, self._config.filler_id)
         sampled = bool(settings.get("do_sample", settings.get("temperature", 0.0)))
         ends = {*getattr(self._config, "eos_ids", ()), tokenizer.vocabulary.end_id} - {None}
         written = generate(

@@ -354,8 +354,8 @@ ONLY_IN_TRAINING = {
 
 
 def within_vocabulary(config: TransformerConfig) -> TransformerConfig:
-    """The config without ids of a beginning or an end that its vocabulary does not have, such as
-    the defaults of GPT-2 in a smaller model."""
+    """The config without ids of a beginning, an end or padding that its vocabulary does not have,
+    such as the defaults of GPT-2 in a smaller model."""
     size = getattr(getattr(config, "decoder", config), "vocab_size", None)
     changes: dict[str, Any] = {}
     if size is not None:
@@ -363,6 +363,8 @@ def within_vocabulary(config: TransformerConfig) -> TransformerConfig:
         kept = tuple(i for i in ends if i < size)
         changes |= {"bos_id": None} if bos is not None and bos >= size else {}
         changes |= {"eos_ids": kept} if kept != ends else {}
+        if getattr(config, "pad_id", -1) >= size:  # encoders need one, which changes no output
+            changes["pad_id"] = -1 if getattr(config, "causal", False) else 0
     return replace(config, **changes) if changes else config
 
 

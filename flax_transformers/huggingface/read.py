@@ -308,9 +308,17 @@ def _read_config(
             kept = kept_fields(identity.own or wanted, family.to_huggingface(own), family.aliases)
             if num_labels is not None and num_labels != own.num_labels:
                 wanted = wanted | {"id2label": None, "label2id": None, "num_labels": num_labels}
+            config = family.from_huggingface(wanted)
+            if num_labels is not None and num_labels != config.num_labels:  # in timm's files
+                config = replace(config, num_labels=num_labels, label_names=())
+            if getattr(own, "causal", False) and described.get("is_causal") is False:
+                raise UserError(
+                    "config.json has is_causal false, which makes a decoder attend both ways; such "
+                    "models are not supported"
+                )
             own, config = (
                 _with_settings(replace(each, hub_fields=kept), directory, described)
-                for each in (own, family.from_huggingface(wanted))
+                for each in (own, config)
             )
             return identity, own, config
         except UserError as error:

@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
-from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.config import TextConfig, TransformerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,12 @@ def attention(ours: str, theirs: str, names: str) -> tuple[Weight, ...]:
 def norm(ours: str, theirs: str) -> tuple[Weight, Weight]:
     """Scale and bias of a norm."""
     return Weight(f"{ours}/scale", f"{theirs}.weight"), Weight(f"{ours}/bias", f"{theirs}.bias")
+
+
+def tied(config: TextConfig, output: str, table: str) -> dict[str, str]:
+    """The tensor of the output layer, a copy of the embeddings if both are one parameter. Without
+    ties it is a head of its own, which classifiers do not have."""
+    return {output: table} if config.tie_embeddings else {}
 
 
 def fused_linear(ours: tuple[str, ...], theirs: str, ins: str, outs: str) -> tuple[Weight, Weight]:
@@ -520,6 +526,8 @@ def require_sizes(config: TransformerConfig, tensors: Mapping[str, Any]) -> None
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
+        if name == "num_layers":
+            value //= config.layer_uses  # which have the same tensors
         counted = name.endswith(("layers", "experts"))
         bound = len(tensors) if counted else longest if name in _AXES else value
         if value > bound:

@@ -361,6 +361,11 @@ class TextConfig(TransformerConfig):
     generation: GenerationSettings = NO_SETTINGS
     """Default generation settings, from generation_config.json."""
 
+    @property
+    def filler_id(self) -> int:
+        """An id that fills rows where a mask says that there is nothing; one of the vocabulary."""
+        return self.pad_id if 0 <= self.pad_id < self.decoder.vocab_size else 0
+
     RANGES: ClassVar[ranges.Ranges] = {
         "vocab_size": ranges.ENTRIES,
         "position_offset": ranges.integers(0, 2**20),

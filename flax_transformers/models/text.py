@@ -157,7 +157,7 @@ class TextModel(nn.Module):
             # Padding attends to tokens, as in the originals: with padding on the left, the first
             # position, which poolers read, is padding.
             return AttentionMask(jnp.ones_like(attention_mask), attention_mask), None
-        return AttentionMask.within(segment_ids), None
+        return AttentionMask.within(segments), None
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A cache for ``batch`` sequences of at most ``slots`` tokens."""

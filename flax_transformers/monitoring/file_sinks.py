@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import time
@@ -185,4 +184,6 @@ def _json_number(value: Any) -> int | float | None:
     """Integers unchanged, other numbers in the shortest form of a float32: 6.1, not 6.0999999."""
     if isinstance(value, (int, np.integer)):
         return int(value)
-    return float(str(np.float32(value))) if math.isfinite(value) else None
+    with np.errstate(over="ignore"):
+        small = np.float32(value)
+    return float(str(small)) if np.isfinite(small) else None

@@ -49,7 +49,11 @@ class MultipleChoice:
 
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         return LabelledSpec(
-            sequence_length, cross_documents=False, rows="choices", labels="choices"
+            sequence_length,
+            cross_documents=False,
+            rows="choices",
+            labels="choices",
+            choices=self.choices,
         )
 
     def predictions(self, sequence_length: int) -> int:

@@ -96,7 +96,13 @@ class Vocabulary:
         kept = replace(self, **lost) if lost else self
         fill, has_pad = self.pad_id, self.has_pad and self.pad_id < rows
         if not has_pad:
-            spare = (pad_id if pad_id >= 0 else None, kept.end_id, kept.bos_id, kept.unk_id, 0)
+            spare = (
+                pad_id if 0 <= pad_id < rows else None,
+                kept.end_id,
+                kept.bos_id,
+                kept.unk_id,
+                0,
+            )
             fill = next(i for i in spare if i is not None)
         return replace(
             kept,

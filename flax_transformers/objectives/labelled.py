@@ -40,12 +40,14 @@ class LabelledSpec(WindowSpec):
       labels: the kind of labels.
       stride: distance between the starts of windows.
       question_length: maximum number of tokens of the first text.
+      choices: largest number of choices of an example; None: not limited.
     """
 
     rows: Literal["document", "words", "answers", "choices"] = "document"
     labels: Literal["classes", "tags", "numbers", "spans", "choices"] = "classes"
     stride: int = 0
     question_length: int = 0
+    choices: int | None = None
 
     @property
     def target_kind(self) -> str:

@@ -167,7 +167,9 @@ def _mixture_lengths(
     ]
     for denoiser in denoisers:
         if denoiser.mean_span is None:
-            widths.append(_suffix_range(tokens, denoiser.noise_density, sequence_length - 3)[1] + 2)
+            density, kept = denoiser.noise_density, sequence_length - 3
+            # Of windows with document ends, which are shorter, the longest end can be longer.
+            widths.append(2 + max(_suffix_range(n, density, kept)[1] for n in range(tokens + 1)))
     return tokens, max(widths)
 
 

@@ -177,6 +177,8 @@ def _launched_with_others() -> bool:
 
 def check_equal(what: str, value: str, remedy: str) -> None:
     """Raise UserError, ending with ``remedy``, unless all processes have the same ``value``."""
+    if jax.process_count() > 1:
+        wait_for_all()
     checksum = np.array([zlib.crc32(value.encode())], np.uint32)
     everywhere = multihost_utils.process_allgather(checksum, tiled=True)
     different = np.flatnonzero(everywhere != everywhere[0])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
@@ -26,6 +27,7 @@ from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
+from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
 from flax_transformers.training.setup import check_phase, make_trainer, phase_flops
@@ -158,7 +160,7 @@ def plan(
     compiled, text, needed = compile_to_text(lowered)
     compiled_after = time.perf_counter() - started
     if hlo is not None and text is not None:
-        hlo.write_text(text)
+        write_text(epath.Path(hlo.absolute()), text)
     memory = _memory(trainer, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape))
     model_flops = phase_flops(config, phase) / mesh.size
@@ -389,8 +391,10 @@ def advice(found: StepPlan) -> str:
         fsdp = found.mesh.get("fsdp", 1)
         more = 2 ** math.ceil(math.log2(memory.state / (available / 2)))
         others = math.prod(found.mesh.values()) // (fsdp * found.mesh.get("data", 1))
-        if fsdp * more * others <= found.devices:
-            return said + f"shard them further, with --mesh.fsdp {fsdp * more} --mesh.data -1"
+        of_rows = found.devices // others
+        sizes = (n for n in range(fsdp * more, of_rows + 1) if of_rows % n == 0)
+        if size := next(sizes, None):
+            return said + f"shard them further, with --mesh.fsdp {size} --mesh.data -1"
         return said + f"use {more} times as many devices, and shard them over all with --mesh.fsdp"
     if found.remat == "none":
         return said + "rematerialize layers in the backward pass, with --compute.remat full"

@@ -289,7 +289,7 @@ def _message(one: Any, name: str, where: Where, role: str) -> Message:
     if fields.get("content") is None:
         if "tool_calls" not in fields:
             raise Invalid(where, f"has a message of {fields['role']!r} without content in {name!r}")
-        fields.setdefault("content", "")
+        fields["content"] = ""
     elif not isinstance(fields["content"], str | list):
         kind = type(fields["content"]).__name__
         raise Invalid(where, f"has a message whose content is of type {kind}, not text")

@@ -28,27 +28,25 @@ def check_judge(model: Any) -> None:
         )
 
 
-def judged_rewards(
-    model: Any,
-    params: Any,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    conversations: Sequence[Sequence[Message]],
-    batch_size: int = 16,
-) -> np.ndarray:
-    """The reward of each conversation, float32 [n], by a sequence classifier of one label.
+def rendered(template: ChatTemplate, messages: Sequence[Message], tools: Any = None) -> str:
+    """The text of an answered conversation. Raises UserError if the template refuses it."""
+    try:
+        return template.render(messages, tools)
+    except TemplateError as error:
+        raise UserError(f"the judge cannot read an answer: {error}") from error
 
-    Raises UserError for another model, and for a conversation that its template refuses or that is
-    too long for it.
+
+def judged_rewards(
+    model: Any, params: Any, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 16
+) -> np.ndarray:
+    """The reward of each text, float32 [n], by a sequence classifier of one label.
+
+    Raises UserError for another model, and for a text that is too long for it.
     """
     check_judge(model)
     limit = model.config.max_positions
     encoded = []
-    for messages in conversations:
-        try:
-            text = template.render(messages)
-        except TemplateError as error:
-            raise UserError(f"the judge cannot read an answer: {error}") from error
+    for text in texts:
         encoded.append(tokenizer.encode_prompt(text).tolist())
         if limit is not None and len(encoded[-1]) > limit:
             raise UserError(
@@ -66,6 +64,7 @@ def judged_rewards(
         some = encoded[first : first + batch_size]
         filled = some + [some[-1]] * (batch_size - len(some))
         ids, mask = rows_of(filled, tokenizer.vocabulary.pad_id, padded="right")
+        ids, mask = ids[:, :limit], mask[:, :limit]  # of a power of two, which can be longer
         found.append(np.asarray(logits(params, ids, mask))[: len(some)])
     return np.concatenate(found)
 

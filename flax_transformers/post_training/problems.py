@@ -15,6 +15,7 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 
 _ATTEMPTS = 1000
+_INT64_DIGITS = 18
 
 Task = Literal["addition", "sorting", "copying"]
 
@@ -108,7 +109,10 @@ class ProblemSequence(Sequence[Any]):
 def generated(task: Task, digits: int, random: np.random.Generator) -> tuple[str, str]:
     """A random problem and its answer."""
     if task == "addition":
-        a, b = (int(number) for number in random.integers(0, 10**digits, 2))
+        if digits <= _INT64_DIGITS:
+            a, b = (int(number) for number in random.integers(0, 10**digits, 2))
+        else:
+            a, b = (int("".join(map(str, random.integers(0, 10, digits)))) for _ in range(2))
         return f"{a}+{b}=", str(a + b)
     text = "".join(map(str, random.integers(0, 10, digits)))
     if task == "sorting":

@@ -20,6 +20,7 @@ from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import (
@@ -47,6 +48,8 @@ class ReferenceWeights(Protocol):
     """A model that is not read yet."""
 
     path: str
+    compute: ComputeConfig
+    """How it is computed."""
 
     def fingerprint(self) -> str | None:
         """Hash of its files; None if they are no longer there."""
@@ -69,6 +72,8 @@ class _Pass:
     def name(self, store: TokenStore) -> str:
         """The file of one split of a store."""
         settings = [self.length, self.spec.completions, self.weights.path]
+        if self.weights.compute.dtype != "float32":
+            settings.append(self.weights.compute.dtype)
         return f"reference/{digest({'of': [store.fingerprint, settings]})[:16]}.npz"
 
     def of_store(self, store: TokenStore, fingerprint: str | None) -> np.ndarray:
@@ -129,6 +134,12 @@ class _Pass:
             raise UserError(
                 f"the reference model {self.weights.path} has {theirs} tokens, but the tokenizer "
                 f"has {ours}; set objective.reference to a model with this tokenizer"
+            )
+        limit = model.config.input_limits()["input_ids"].length
+        if limit is not None and limit < self.length:
+            raise UserError(
+                f"the reference model {self.weights.path} reads {limit} tokens, but sequences have "
+                f"{self.length}; set --phases.0.sequence-length {limit}"
             )
 
 

@@ -127,7 +127,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _run(name: str, folder: epath.Path) -> ReportedRun:
-    config = json.loads(_text(folder / "config.json") or "{}")
+    config = _json(folder / "config.json", "{}")
     samples = _newest(folder / "samples", ".txt")
     reports = [_newest(folder / "evaluation", ".classes.txt")]
     pictures = [
@@ -139,7 +139,7 @@ def _run(name: str, folder: epath.Path) -> ReportedRun:
         folder,
         dict(_leaves(config)),
         read_metrics(folder),
-        json.loads(_text(folder / "baselines.json") or "[]"),
+        _json(folder / "baselines.json", "[]"),
         samples,
         [one for one in reports if one is not None],
         [one for one in pictures if one is not None],
@@ -153,7 +153,7 @@ def _sweep(name: str, folder: epath.Path) -> SweepTable:
     records = {one.name: _record(one) for one in _trainings(folder)}
     runs = _record(folder).get("runs", [*records])  # those of earlier sweeps are not listed
     ended = [run for run in runs if records.get(run, {}).get("finished_step") is not None]
-    table = [json.loads(line) for line in lines]
+    table = [_parsed(folder / _TABLE, line) for line in lines]
     return SweepTable(name, folder, table, picture, len(ended), len(runs))
 
 
@@ -168,6 +168,20 @@ def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [
         leaf for key, one in pairs for leaf in _leaves(one, f"{path}.{key}" if path else str(key))
     ]
+
+
+def _json(path: epath.Path, default: str) -> Any:
+    """The content of a file, or of ``default`` without one."""
+    return _parsed(path, _text(path) or default)
+
+
+def _parsed(path: epath.Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and it is left out of the report"
+        ) from error
 
 
 def _text(path: epath.Path) -> str | None:

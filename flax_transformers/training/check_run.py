@@ -71,7 +71,7 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
     check_fits(config.objective, build_model(config.model, ComputeConfig()))
     _check_outputs(config)
     stops_early = config.early_stopping.patience is not None
-    if stops_early and not config.evaluation.sets and prepared.held_out_fingerprint is None:
+    if stops_early and not config.evaluation.sets and not _holds_out(config, prepared):
         raise UserError(
             f"early_stopping.patience is set, but the data in {prepared.directory} has no held-out "
             "examples; set --data.validation-fraction, or a validation_source in the config"
@@ -230,6 +230,14 @@ def _check_image_size(config: TrainConfig, phase: AnyPhase) -> None:
             f"{size % patch} pixels at two edges; set it to {size - size % patch} or "
             f"{size - size % patch + patch}"
         )
+
+
+def _holds_out(config: TrainConfig, prepared: Dataset) -> bool:
+    """Whether there is something to evaluate on besides evaluation sets."""
+    if prepared.held_out_fingerprint is not None:
+        return True
+    spec = config.objective.window_spec(config.phases[0].sequence_length)
+    return prepared.examples("validation", spec) is not None
 
 
 def _check_row(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flax_transformers.checkpointing.manager import Checkpoints
+from flax_transformers.parallel.distributed import wait_for_all
 from flax_transformers.parallel.watchdog import watchdog
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class StopRequest:
         mine = np.array([self.reason is not None])
         if jax.process_count() == 1:
             return bool(mine[0])
+        wait_for_all()  # for the first, which has closed the sinks of the metrics
         return bool(multihost_utils.process_allgather(mine, tiled=True).any())
 
     def _request(self) -> None:

@@ -51,6 +51,7 @@ def test_names_groups_and_patterns_say_which_layers_are_adapted():
     [
         ({"targets": ("querry",)}, "there are down, key, output, query, up, value, the groups"),
         ({"targets": ()}, "lora.targets is empty"),
+        ({"fully_trained": ("*",)}, "lora.fully_trained has every linear layer"),
         ({"targets": ("classification_head",)}, "no linear layer that is not fully trained"),
         ({"fully_trained": ("classifier",)}, "there are classification_head, embeddings, pooler"),
     ],

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import sys
 
 import jax
@@ -14,7 +15,7 @@ from flax_transformers.cli.chat import ChatModel
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
-from flax_transformers.post_training.judge import elo_difference
+from flax_transformers.post_training.judge import elo_difference, judged_rewards
 from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -172,3 +173,70 @@ def test_a_template_that_refuses_ends_chat_with_a_sentence(folders, capsys, tmp_
     (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
     assert main(["chat", folders["one"], "--template", str(tmp_path / "refuses.jinja")]) == 2
     assert "fails: no; change the messages" in capsys.readouterr().err
+
+
+def test_input_that_is_not_utf8_ends_chat_with_a_sentence(folders, capsys, monkeypatch):
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", folders["one"], *SHORT]) == 2
+    assert "the input is not UTF-8; convert it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_chat_answers_by_the_beams_of_a_models_settings(folders, capsys, monkeypatch, tmp_path):
+    folder = str(shutil.copytree(folders["one"], tmp_path / "beams"))
+    settings = tmp_path / "beams" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"num_beams": 2}))
+    prompt = ChatTemplate().render([{"role": "user", "content": "Hi"}], answer_next=True)
+    expected = said(capsys, monkeypatch, "generate", folder, "--prompt", prompt, *SHORT)
+    found = said(capsys, monkeypatch, "chat", folder, *SHORT, typed="Hi\n")
+    assert prompt + found.rstrip("\n") == expected.rstrip("\n")
+
+
+@pytest.mark.slow
+def test_equal_prompts_in_several_batches_get_texts_of_their_own(folders, capsys, monkeypatch):
+    prompts = ["--prompt", "a", "--prompt", "a", "--batch-size", "1", "--temperature", "1"]
+    found = said(capsys, monkeypatch, "generate", folders["one"], *prompts)
+    first, second = found.encode().split(b"\na")[:2]
+    assert first.removeprefix(b"a") != second
+
+
+def test_templates_get_the_tools_of_a_conversation(folders, monkeypatch, tmp_path):
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": [{"name": "search"}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(asked))
+    (tmp_path / "names.jinja").write_text(
+        "{{ (tools or ['none'])[0].name }} {{ messages[0].content }}"
+    )
+    written = []
+    monkeypatch.setattr(ChatModel, "load", ChatModel.check)
+    monkeypatch.setattr(
+        ChatModel, "answers", lambda model, all: [
+            written.append(bytes(model.encoded(one.messages, one.tools)[-9:])) or "A" for one in all
+        ],
+    )  # fmt: skip
+    monkeypatch.setattr("builtins.input", lambda _: "1")
+    options = ["--template", str(tmp_path / "names.jinja"), *SHORT]
+    prompts = ["--prompts", str(tmp_path / "prompts.jsonl")]
+    assert main(["arena", folders["one"], folders["other"], *prompts, *options]) == 0
+    assert len(written) == 2 and written[0] == written[1]
+
+
+def test_a_judge_reads_texts_up_to_its_last_position():
+    model, params = drawn_model(
+        "GPT2ForSequenceClassification", vocab_size=262, max_positions=90, num_labels=1, pad_id=0
+    )
+    rewards = judged_rewards(model, params, ByteTokenizer(), ["a" * 80, "b" * 70], 2)
+    assert np.isfinite(rewards).all() and rewards[0] != rewards[1]
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_answers_what_generate_writes(capsys, monkeypatch, tmp_path):
+    ids = {"vocab_size": 262, "max_positions": 128, "eos_ids": (1,), "pad_id": 0}
+    model, params = drawn_model("BartForConditionalGeneration", **ids, decoder_start_id=0)
+    ft.save_pretrained(tmp_path / "bart", model, params, tokenizer=ByteTokenizer())
+    new = ["--max-new-tokens", "60"]  # with the source more than the positions of either side
+    asked = "a" * 20
+    prompt = ChatTemplate().render([{"role": "user", "content": asked}], answer_next=True)
+    folder = str(tmp_path / "bart")
+    expected = said(capsys, monkeypatch, "generate", folder, "--prompt", prompt, *new)
+    assert said(capsys, monkeypatch, "chat", folder, *new, typed=f"{asked}\n") == expected

@@ -26,13 +26,15 @@ from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.report import table_of_sets
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.runtime import evaluation_sets, prepared_data
+from flax_transformers.runtime import evaluation_sets, fitted_data, prepared_data
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import Evaluation
+from tests.data.images.test_dataset import write_folder
 
 
 def write_rows(path, classes, count=12):
@@ -124,6 +126,34 @@ def test_a_set_keeps_the_classes_and_the_tokenizer_of_the_training_data(tmp_path
     assert data.validation.num_documents == 12
     assert data.train.directory == str(tmp_path / "store")
     assert open_dataset(config.data.of_evaluation_set(few, ("a", "b"))).train.num_documents == 0
+
+
+@pytest.mark.parametrize("classes", [("dog", "wolf"), ("dog",)])
+def test_images_of_a_set_have_the_classes_of_the_training_images(classes, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pets = ImageSource(str(write_folder(tmp_path / "pets")))
+    same, other = tmp_path / "same", tmp_path / "other"
+    write_folder(same, splits=("train",))
+    write_folder(other, splits=("train",), classes=classes)
+    data = ImageData(source=replace(pets, label_names=("Katze", "Hund")))
+    sets = [EvaluationSet(path.name, ImageSource(str(path))) for path in (same, other)]
+    config = replace(classifier(tmp_path, sets), data=data, objective=ImageClassification())
+    prepared = prepared_data(data)
+    with pytest.raises(UserError, match=rf"set 'other' has the classes '{classes[0]}'"):
+        evaluation_sets(config, prepared)
+    config = replace(config, evaluation=replace(config.evaluation, sets=tuple(sets[:1])))
+    ((_, found),) = evaluation_sets(config, prepared)
+    assert found.label_names == ("Katze", "Hund") and len(found.validation) == 12
+
+
+def test_tokens_of_a_set_that_the_model_does_not_know_are_refused(tmp_path):
+    more = EvaluationSet("more", write_rows(tmp_path / "more.jsonl", "ab"))
+    (tmp_path / "more.jsonl").write_text('{"text": "\\u00ff", "label": "a"}\n')
+    config = classifier(tmp_path, [more])
+    config = replace(config, model=replace(config.model, vocab_size=190))
+    prepared = fitted_data(config, prepared_data(config.data))
+    with pytest.raises(UserError, match=r"sets/more has the token .* but model.vocab_size is 190"):
+        evaluation_sets(config, prepared)
 
 
 def test_a_store_of_a_set_with_another_tokenizer_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.cli.config_file import load_config
+from flax_transformers.cli.doctor import payload
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import _field_names
 from flax_transformers.cli.train import Train
@@ -285,6 +286,15 @@ def test_help_lists_every_field_of_the_config_with_its_docstring_and_default(cap
     assert "--workdir DIR Folder or bucket for all files of the run." in shown
     assert re.search(r"--phases.0.batch-size INT .*? \(default: 32\)", shown)
     assert re.search(r"--max-consecutive-skips INT [^-]*\(default: 20\)", shown)
+
+
+def test_the_sum_of_the_doctor_is_exact_in_any_order():
+    own = payload(2048)
+    total = np.zeros_like(own)
+    for _ in range(1000):  # one device after another, as in a ring
+        total += own
+    np.testing.assert_array_equal(total, 1000 * own.astype(np.float64))
+    assert own.max() * 16_384 < 2**24
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,21 @@
 import importlib.metadata
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.cli.main import main
+from flax_transformers.cli.parsing import override
+from flax_transformers.cli.plan import _with_initial_model, settings
+from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning.hlo_cost import account
 from flax_transformers.planning.topology import EXAMPLES, devices_of
+from flax_transformers.testing import tiny_bert, tiny_config
+from tests.huggingface.tensors import drawn_model
 
 LACKING = ("h100", "tpu7x")
 """What compilers are not for, or not in every version, that tests install."""
@@ -126,3 +134,28 @@ def test_without_the_compiler_for_gpus_the_command_that_installs_it_is_named(cap
     said = refused(capsys, "--topology", "h100:8")
     assert "the compiler for NVIDIA GPUs, which needs no GPU, is not installed" in said
     assert "pip install jax-cuda12-plugin jax-cuda12-pjrt" in said
+
+
+def test_settings_of_a_search_are_those_that_make_the_config_the_plan():
+    config = tiny_config("text.txt", "store", steps=2)
+    config = replace(config, mesh=MeshConfig(data=1, tensor=8))
+    config = replace(config, phases=(replace(config.phases[0], micro_batches=2),))
+    found = SimpleNamespace(mesh={"data": 2, "fsdp": 4}, remat="none", micro_batches=1)
+    shown = settings(config, 0, found)
+    assert shown == (
+        "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 1 --compute.remat none "
+        "--phases.0.micro-batches 1"
+    )
+    again = override(config, shown.split())
+    assert again.mesh == MeshConfig(data=2, fsdp=4) and again.phases[0].micro_batches == 1
+
+
+def test_the_model_of_init_from_is_planned(tmp_path, capsys):
+    config = tiny_config("text.txt", "store", steps=2, model=tiny_bert())
+    model, params = drawn_model("BertForMaskedLM", num_layers=3)
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    found = _with_initial_model(replace(config, init_from=str(tmp_path / "hf")), ())
+    assert found.model.num_layers == 3 != config.model.num_layers
+    absent = replace(config, init_from=str(tmp_path / "absent"))
+    assert _with_initial_model(absent, ()).model == config.model
+    assert "the model of the config is planned: there is no" in capsys.readouterr().err

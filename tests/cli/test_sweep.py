@@ -167,3 +167,11 @@ def test_a_workdir_and_a_study_are_needed(capsys, tmp_path):
     file.write_text("def get_study():\n    return 3\n")
     said = refused(capsys, "sweep", str(file), "--workdir", str(tmp_path / "w"))
     assert said.endswith(f"get_study() of {file} must return a Study, not <class 'int'>")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_part_without_a_run_ends_well_before_another_part_has_finished(study, tmp_path, capsys):
+    part = [*study, "--workdir", str(tmp_path / "all")]
+    assert main([*part, "--only", "5/8"]) == 0
+    assert "no run of this sweep is finished yet" in capsys.readouterr().out
+    assert "no run of this sweep is finished in" in refused(capsys, *part, "--report")

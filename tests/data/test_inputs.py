@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 
@@ -52,7 +53,9 @@ def test_contexts_of_questions_keep_their_ends(tmp_path):
     squad = {"data": [{"title": "t", "paragraphs": [paragraph]}]}
     one = write(tmp_path / "a.json", json.dumps(squad))
     other = write(tmp_path / "b.jsonl", json.dumps({"question": "How?", "context": " So. "}))
-    for path in (one, other):
+    packed = tmp_path / "a.json.gz"
+    packed.write_bytes(gzip.compress(json.dumps(squad).encode()))
+    for path in (one, other, str(packed)):
         found = Inputs(path, ("question", "context"), questions=True).rows()
         assert texts(found) == [("How?", " So. ")]
 

@@ -14,6 +14,7 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.distillation.objectives import (
     LOGITS,
     DistilledImageClassification,
@@ -178,3 +179,20 @@ def test_the_teacher_has_to_be_a_classifier(tmp_path):
     )
     with pytest.raises(UserError, match="which is no classifier"):
         teacher(config, prepared_data(config.data))
+
+
+def test_the_teacher_has_to_read_sequences_as_long_as_the_student(tmp_path):
+    config = classifier(tmp_path)
+    longest = config.phases[0].sequence_length
+    for limit in (longest, longest - 1):
+        folder = str(tmp_path / f"hf{limit}")
+        model = build_model(replace(config.model, max_positions=limit), ComputeConfig())
+        params = drawn_parameters(model, parameter_shapes(model))
+        ft.save_pretrained(folder, model, params, tokenizer=ByteTokenizer())
+        data = replace(config.data, tokenizer=TokenizerConfig(path=folder), store=f"{folder}.store")
+        prepared = prepared_data(data)
+        taught = replace(config, objective=DistilledSequenceClassification(teacher=folder))
+        if limit == longest:
+            assert teacher(taught, prepared) is not None
+    with pytest.raises(UserError, match=f"reads {longest - 1} tokens, but sequences have"):
+        teacher(taught, prepared)

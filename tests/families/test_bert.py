@@ -113,6 +113,16 @@ def test_a_packed_row_gives_each_example_the_logits_it_has_alone():
         assert relative_difference(packed[span], logits[: span.stop - span.start]) < 1e-5
 
 
+def test_padding_within_a_segment_is_not_attended_to():
+    _, model, params, _ = load_case(CASES["exact"])
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6) + 5
+    mask = np.array([[1, 1, 1, 1, 0, 0]] * 2, np.int32)
+    apply = jax.jit(model.apply)
+    both = apply({"params": params}, ids, mask, segment_ids=np.ones_like(mask)).logits
+    alone = apply({"params": params}, ids, segment_ids=mask).logits
+    np.testing.assert_array_equal(both[:, :4], alone[:, :4])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 def test_packed_examples_do_not_see_each_other(scan):

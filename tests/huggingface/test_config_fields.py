@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -14,6 +15,7 @@ from flax_transformers.huggingface.family import config_json, family_of_json
 from flax_transformers.huggingface.fields import kept_fields
 from flax_transformers.huggingface.read import _read_config, directory_config
 from tests.families.tiny_bert import make_model
+from tests.huggingface.tensors import drawn_model
 
 KEPT = {
     "problem_type": "multi_label_classification",
@@ -143,3 +145,55 @@ def test_a_field_that_cannot_be_read_is_named_as_the_file_does(
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=said):
         directory_config(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+def test_a_decoder_that_attends_both_ways_is_refused(tmp_path, architecture):
+    save_pretrained(tmp_path, *drawn_model(architecture))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"is_causal": False}))
+    with pytest.raises(UserError, match="is_causal false, which makes a decoder attend both ways"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "written"), [("Olmo2ForCausalLM", None), ("ModernBertForMaskedLM", 0)]
+)
+def test_padding_beyond_the_vocabulary_is_not_written(tmp_path, architecture, written):
+    model, params = drawn_model(architecture, pad_id=50_000)
+    assert model.config.filler_id == 0
+    save_pretrained(tmp_path, model, params)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == written
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "BertForMaskedLM", "RobertaForMaskedLM", "ElectraForMaskedLM", "AlbertForMaskedLM",
+        "DistilBertForMaskedLM", "ModernBertForMaskedLM", "DebertaV2ForMaskedLM", "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+    ],
+)  # fmt: skip
+def test_a_classifier_starts_from_a_model_whose_head_is_not_tied(tmp_path, architecture):
+    model, params = drawn_model(architecture, tie_embeddings=False)
+    save_pretrained(tmp_path, model, params)
+    wanted = architecture.partition("For")[0].partition("LMHead")[0] + "ForSequenceClassification"
+    _, found = load_pretrained(tmp_path, architecture=wanted, num_labels=3)
+    size = model.config.vocab_size  # without padding
+    np.testing.assert_array_equal(
+        found["words"]["embedding"][:size], params["words"]["embedding"][:size]
+    )
+
+
+def test_layers_that_share_their_tensors_can_be_more_than_these(tmp_path):
+    model, params = drawn_model("AlbertForMaskedLM", num_layers=64)
+    save_pretrained(tmp_path, model, params)
+    assert load_pretrained(tmp_path)[0].config.num_layers == 64
+
+
+def test_models_of_timm_get_another_number_of_labels(tmp_path):
+    model, params = drawn_model("DeiT3ForImageClassification", num_labels=5)
+    save_pretrained(tmp_path, model, params)
+    found, read = load_pretrained(tmp_path, num_labels=3)
+    assert found.config.num_labels == 3
+    assert read["classification_head"]["kernel"].shape[-1] == 3

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
 
 GCLOUD = """#!/bin/bash
 case "$*" in
-*describe*) echo ACTIVE ;;
+*describe*) echo "${STATE:-ACTIVE}" ;;
 *scp*) cp -- "$5" "$VM/${6#*:}" ;;
 *ssh*) cd "$VM"; HOME=$VM bash -c "${8#--command=}" ;;
 esac
@@ -97,3 +97,10 @@ def test_a_file_of_another_user_in_the_temporary_folder_is_not_written(launch, t
     finally:
         if predictable.is_symlink() and predictable.resolve() == other.resolve():
             predictable.unlink()
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED", "NONE"])
+def test_a_slice_that_never_becomes_active_ends_the_script(launch, state):
+    done, _ = launch("plain", "train", "own.py", STATE=state, POLL_SECONDS="0")
+    assert done.returncode == 1
+    assert f"bert is {state}; see: gcloud compute tpus queued-resources" in done.stderr

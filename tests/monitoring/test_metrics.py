@@ -48,11 +48,13 @@ def events(workdir):
 
 def test_a_row_is_one_line_of_json_with_step_time_and_short_numbers(tmp_path):
     with JsonLines(tmp_path) as writer:
-        writer.write(20, {"train/loss": np.float32(6.1), "perf/tokens": 123456789012})
+        writer.write(
+            20, {"train/loss": np.float32(6.1), "perf/tokens": 123456789012, "eval/reward": 1e60}
+        )
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
     assert 1.7e9 < row.pop("time") < 1e10
-    assert row == {"step": 20, "train/loss": 6.1, "perf/tokens": 123456789012}
+    assert row == {"step": 20, "train/loss": 6.1, "perf/tokens": 123456789012, "eval/reward": None}
     assert '"train/loss": 6.1,' in line
 
 

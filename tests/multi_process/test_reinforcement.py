@@ -10,6 +10,7 @@ import pytest
 
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import relative_difference
+from tests.post_training.reinforcement.online_runs import SLOW
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow, pytest.mark.full]
 
@@ -27,7 +28,8 @@ def get_config():
 
 
 def run(folder, workdir, processes):
-    """Trains in so many processes, with four devices in all."""
+    """Trains in so many processes, with four devices in all. In a job of several the first reward
+    takes longer than collectives wait for each other."""
     config = folder / "online.py"
     config.write_text(CONFIG)
     launcher = [sys.executable, str(ROOT / "launch" / "local.py"), str(processes)]
@@ -35,7 +37,9 @@ def run(folder, workdir, processes):
     ended = subprocess.run(
         [*launcher, *options, "train", str(config), "--workdir", str(workdir)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        | {SLOW: "35" if processes > 1 else "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

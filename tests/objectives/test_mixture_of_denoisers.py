@@ -12,6 +12,7 @@ from flax_transformers.objectives.mixture_of_denoisers import (
     UL2_DENOISERS,
     Denoiser,
     MixtureOfDenoisers,
+    _suffix_range,
 )
 from tests.objectives.corruption import (
     BYTES,
@@ -79,6 +80,19 @@ def test_windows_are_as_long_as_the_least_shortened_inputs_allow():
     objective = MixtureOfDenoisers()
     assert (objective.window_spec(512).length, objective.predictions(512)) == (566, 379)
     assert objective.window_spec(512).cross_documents
+
+
+@pytest.mark.parametrize("density", [0.25, 0.6])
+def test_targets_are_as_long_as_the_end_of_a_window_of_any_length(density):
+    objective = MixtureOfDenoisers(
+        denoisers=(Denoiser("R", 0.15, 3.0, 1.0), Denoiser("S", density, None, 1.0))
+    )
+    longest, width = objective.window_spec(512).length, objective.predictions(512)
+    ends = {count: _suffix_range(count, density, 512 - 3)[1] for count in range(1, longest + 1)}
+    assert width == 2 + max(ends.values())
+    rng = np.random.default_rng(5)
+    count = max(ends, key=ends.get)
+    assert max(len(labels_of(prepare(count, rng, objective, 512)[1])) for _ in range(20)) <= width
 
 
 def test_modes_are_drawn_by_their_shares():

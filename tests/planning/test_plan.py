@@ -167,12 +167,13 @@ def test_what_does_not_fit_a_chip_is_a_plan_that_says_so(config):
     assert "with --mesh.fsdp" in advice(found)
 
 
-def a_plan(*, state, rest, remat="full", fsdp=4, rows=64):
+def a_plan(*, state, rest, remat="full", fsdp=4, rows=64, devices=16):
     memory = Memory(
         state // 3, state - state // 3, 0, None, None, None, None, state + rest, 16 * GIB
     )
     return StepPlan(
-        topology="v5e:4x4", devices=16, chip="TPU v5 lite", mesh={"data": 4, "fsdp": fsdp},
+        topology="v5e:4x4", devices=devices, chip="TPU v5 lite",
+        mesh={"data": devices // fsdp, "fsdp": fsdp},
         remat=remat, batch_shape=(rows * 4 * fsdp, 128), micro_batches=1, memory=memory, fits=False,
         model_flops=1.0, program_flops=None, memory_bytes=None, traffic=(), roofline=None,
         mfu_bound=None, instructions=None, lower_seconds=0.0, compile_seconds=0.0,
@@ -186,6 +187,8 @@ def test_a_state_that_is_too_large_is_to_be_sharded_further():
     )
     assert said.endswith("with --mesh.fsdp 16 --mesh.data -1")
     assert "use 8 times as many devices" in advice(a_plan(state=50 * GIB, rest=GIB))
+    said = advice(a_plan(state=20 * GIB, rest=GIB, fsdp=1, devices=6))  # 4 does not divide 6
+    assert said.endswith("with --mesh.fsdp 6 --mesh.data -1")
 
 
 def test_activations_that_are_too_large_need_remat_or_gradient_accumulation():

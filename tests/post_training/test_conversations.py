@@ -21,6 +21,16 @@ def test_messages_and_sharegpt_are_one_conversation():
         assert (found.prompt, found.completions) == ((), (said("Hi", "Hello"),))
 
 
+def test_a_call_of_a_tool_needs_no_text():
+    call = [{"name": "f", "arguments": {}}]
+    turns = [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": None, "tool_calls": call},
+    ]
+    (found,) = conversation({"conversations": turns}).completions
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": call}
+
+
 def test_the_field_system_is_the_first_message():
     (turns,) = conversation(
         {"messages": list(said("Hi", "Hello")), "system": "Be kind."}

@@ -22,3 +22,9 @@ def test_too_many_held_out_problems_are_refused():
         UserError, match="data.held_out 10 are nearly all problems of data.digits 1"
     ):
         ProblemSequence("sorting", 1, "prompts", 0, 5, without=every)[0]
+
+
+def test_numbers_can_be_longer_than_an_integer_of_a_machine():
+    prompt, answer = ProblemSequence("addition", 40, "prompts", 0, 5).problem(3)
+    a, b = map(int, prompt.removesuffix("=").split("+"))
+    assert int(answer) == a + b > 10**30

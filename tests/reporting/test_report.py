@@ -271,3 +271,11 @@ def test_a_browser_shows_the_page_without_overflow(page, tmp_path, width, dark):
     assert len(found["maps"]) == 2 * (2 + 2 * 16) and min(found["maps"]) > 60
     assert found["back"] == ("rgb(20, 21, 23)" if dark else "rgb(251, 251, 250)")
     assert found["line"] == ("rgb(240, 153, 79)" if dark else "rgb(194, 90, 12)")
+
+
+@pytest.mark.parametrize("name", ["config.json", "baselines.json"])
+def test_a_damaged_file_of_a_run_is_named(name, tmp_path, capsys):
+    write_run(tmp_path / "run", 0.1, [2.0])
+    (tmp_path / "run" / name).write_text("{")
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "r.html")]) == 2
+    assert f"{name} is damaged" in capsys.readouterr().err

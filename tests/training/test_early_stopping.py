@@ -7,12 +7,15 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 
 from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStopping
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_arrays
 from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.data.dataset import prepare
+from flax_transformers.data.sequences import SequenceDataset
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.pretrained import find_pretrained, is_checkpoint
 from flax_transformers.ranges import OutOfRange
@@ -72,6 +75,8 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused_before_the_run(tmp_
     config = dataclasses.replace(config, data=data)
     with pytest.raises(UserError, match="has no held-out examples"):
         check_run(config, prepare(data))
+    rows = tuple({"tokens": np.arange(3, 9)} for _ in range(4))
+    check_run(config, SequenceDataset(rows, rows, tokenizer=ByteTokenizer(), name="rows"))
     with pytest.raises(
         UserError, match=r"'eval/loss', is not among those of the evaluation: eval/"
     ):

@@ -148,6 +148,10 @@ class ImageData(DataConfig):
 
         return cache_directory({"images": origin}, identity)
 
+    def of_evaluation_set(self, one: Any, label_names: tuple[str, ...] = ()) -> Any:
+        # Images are numbered by the classes of their own source, which have to be the same.
+        return super().of_evaluation_set(one)
+
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         if not isinstance(spec, ImageSpec):
             raise UserError(
@@ -170,6 +174,8 @@ class PreparedImages(DatasetDefaults):
     label_names: tuple[str, ...]
     train: ImageSplit
     validation: ImageSplit | None
+    classes: tuple[str, ...]
+    """The source's own names of the classes, by which those of an evaluation set are compared."""
 
     tokenizer: ClassVar[None] = None
 
@@ -328,5 +334,5 @@ class ImagePreparation(StorePreparation[PreparedImages, parts.ImageJob]):
             train.verify()
             validation.verify()
         return PreparedImages(
-            folder.path, data, names, train, validation if len(validation) else None
+            folder.path, data, names, train, validation if len(validation) else None, classes
         )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -123,6 +123,10 @@ class ImageTextData(dataset.ImageData):
         of_run: Tokenizers = MappingProxyType({}),
     ) -> PairPreparation:
         return PairPreparation(super().preparation(output), self, of_run.get("tokenizer"))
+
+    def of_evaluation_set(self, one: Any, label_names: tuple[str, ...] = ()) -> Any:
+        # Everything of a set is scored, so that it holds out no images to classify.
+        return replace(super().of_evaluation_set(one), zero_shot=(), zero_shot_data=None)
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         if not isinstance(spec, ImageTextSpec):

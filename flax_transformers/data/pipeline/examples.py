@@ -165,6 +165,10 @@ def subset(
             "data.examples_per_class is set, but the training data has no classes; set "
             "--data.max-training-examples instead"
         )
+    if not names:
+        raise UserError(
+            "data.examples_per_class is set, but the classes have no names; give label_names"
+        )
     chosen = [order[classes[order] == number][:per_class] for number in range(len(names))]
     for name, found in zip(names, chosen, strict=True):
         if len(found) < per_class:

@@ -15,6 +15,12 @@ log = logging.getLogger(__name__)
 _ROW = np.dtype([("document", "<i8"), ("begin", "<i8"), ("start", "<i8"), ("stop", "<i8")])
 
 
+def choices_of(store: TokenStore) -> np.ndarray:
+    """Number of choices of each document, int64 [documents]."""
+    texts = np.searchsorted(store.sentence_ends, store.document_ends, side="right")
+    return np.diff(texts, prepend=0) - 1
+
+
 class LabelledExamples(Examples):
     """The documents of one split, in the form of ``prepare`` of labelled objectives.
 
@@ -30,6 +36,13 @@ class LabelledExamples(Examples):
                 f"the objective needs, or none; set data.source to a {spec.source_kind} "
                 f"whose labels are {spec.labels}, or choose another objective."
             )
+        if spec.choices is not None:
+            most = int(choices_of(store).max(initial=0))
+            if most > spec.choices:
+                raise UserError(
+                    f"an example in {store.directory} has {most} choices, but objective.choices is "
+                    f"{spec.choices}; set --objective.choices {most}"
+                )
         rows = {"words": _words, "answers": _windows}.get(spec.rows, _documents)
         self._rows = rows(store, spec)
         self.scored_in_order = spec.rows == "answers"

@@ -63,10 +63,12 @@ def _rows(
 
 
 def _hash(document: Document) -> tuple[int, int]:
-    """A 128-bit hash of the text, with each run of whitespace as one space, and of the labels."""
+    """A 128-bit hash of the text, with each run of whitespace as one space, and of the labels, or
+    of the answers to a question."""
     texts = [document.text] if isinstance(document.text, str) else document.text
     content = "\0".join(" ".join(text.split()) for text in texts)
-    labels = repr(document.labels) if document.labels else ""
+    given = document.labels or getattr(document, "answers", ())
+    labels = repr(given) if given else ""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(content.encode("utf-8", "surrogatepass"))
     digest.update(f"\0\0{labels}".encode())

@@ -299,6 +299,12 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
         documents = {split: sum(shard.documents for shard in shards[split]) for split in SPLITS}
         left_out = _added_up(finished)
         _check_split(self.corpus, documents["train"], documents["validation"], left_out)
+        held_out = self.corpus.validation_source
+        if held_out is not None and documents["validation"] == 0:
+            raise UserError(
+                f"The corpus {held_out.path} is empty, or nothing of it is left; give a "
+                "validation_source with text, or leave it out."
+            )
         origin.require_unchanged(folder, self.origin, job.claimed)
         write_report(folder, _report(self.corpus, finished, sum(documents.values()), left_out))
         write_manifest(

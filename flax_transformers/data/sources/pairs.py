@@ -100,7 +100,8 @@ def _tsv_file(path: Path, fields: tuple[str, str]) -> records.Records:
 def _tsv(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
     if not isinstance(content, bytes):
         return _row(fields, decoder, content, where)
-    cells = decoder.text(content, where).rstrip("\r\n").split("\t")
+    text = decoder.text(content, where).removeprefix("\ufeff")  # of the first line
+    cells = text.rstrip("\r\n").split("\t")
     columns = [int(field) if field.isdecimal() else i for i, field in enumerate(fields)]
     if max(columns) >= len(cells):
         raise Invalid(

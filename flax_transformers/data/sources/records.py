@@ -229,11 +229,8 @@ class TwoFiles(_File):
 
     def read(self, start: int, stop: int | None) -> Iterator[Record]:
         one, other = self.path, self.other
-        with (
-            reading_source(one), Stream(one) as left,
-            reading_source(other), Stream(other) as right,
-        ):  # fmt: skip
-            lines = itertools.zip_longest(raw_lines(left.file), raw_lines(right.file))
+        with _opened(one) as left, _opened(other) as right:
+            lines = itertools.zip_longest(_lines(one, left), _lines(other, right))
             for number, (first, second) in enumerate(lines, 1):
                 position = max(0, self.size - 1) if first is None else left.position(first[0])
                 if stop is not None and position >= stop:
@@ -241,6 +238,17 @@ class TwoFiles(_File):
                 if position >= start:
                     raws = first and first[1], second and second[1]
                     yield Record(position, raws, PairOfLines(one, other, number))
+
+
+def _opened(path: Path) -> Stream:
+    with reading_source(path):
+        return Stream(path)
+
+
+def _lines(path: Path, stream: Stream) -> Iterator[tuple[int, bytes]]:
+    """The lines of one of two files, whose errors name this one."""
+    with reading_source(path):
+        yield from raw_lines(stream.file)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from flax_transformers.data.pipeline.labelled_examples import choices_of
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.baselines import Baseline, all_labels
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.training.config import TrainConfig
@@ -18,7 +18,7 @@ def choice_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseli
     if held_out.label_kind != "choices":  # refused when the run begins
         return []
     scored = evenly_spread(held_out.num_documents, config.evaluation.max_examples)
-    chance = float(np.mean(1 / _choices(held_out)[scored]))
+    chance = float(np.mean(1 / choices_of(held_out)[scored]))
     usual = np.bincount(all_labels(prepared.train)).argmax()
     accuracies = {
         "chance": chance,
@@ -28,9 +28,3 @@ def choice_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseli
         Baseline(name, "eval/accuracy", score, len(scored), "held-out questions")
         for name, score in accuracies.items()
     ]
-
-
-def _choices(store: TokenStore) -> np.ndarray:
-    """Number of choices of each document, int64 [documents]."""
-    texts = np.searchsorted(store.sentence_ends, store.document_ends, side="right")
-    return np.diff(texts, prepend=0) - 1

@@ -25,7 +25,9 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from flax_transformers import ranges
+from flax_transformers.data.sources.documents import LARGEST_NUMBER
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.distributed import wait_for_all
 from flax_transformers.parallel.watchdog import watchdog
 
 _WAIT_SECONDS = 10.0
@@ -257,7 +259,7 @@ def checked_scores(
 
 def _is_finite(value: Any) -> bool:
     try:
-        return math.isfinite(value)
+        return abs(value) <= LARGEST_NUMBER
     except (TypeError, ValueError):
         return False
 
@@ -268,15 +270,7 @@ def _within(reward: Reward, call: Callable[[], Any]) -> Any:
 
     A call that hangs continues in its thread, which ends with the process.
     """
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f"reward {reward.name}", daemon=True).start()
+    future = _begun(reward, call)
     end = time.monotonic() + (reward.time_limit_s or math.inf)
     while not future.done():
         left = end - time.monotonic()
@@ -294,6 +288,33 @@ def _within(reward: Reward, call: Callable[[], Any]) -> Any:
         f"the reward {reward.name} fails with {type(error).__name__}: "
         f"{' '.join(str(error).split())}; correct it"
     ) from error
+
+
+def _begun(reward: Reward, call: Callable[[], Any]) -> Future[Any]:
+    """The result of ``call``, which runs in a thread."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"reward {reward.name}", daemon=True).start()
+    return future
+
+
+def wait_for_scores(reward: Reward) -> None:
+    """Waits until all processes of a job have scored, as long as the reward may take.
+
+    A collective, in contrast, fails after 30 seconds on CPUs.
+    """
+    future = _begun(reward, wait_for_all)
+    while not future.done():
+        if reward.time_limit_s:  # the process that scores observes it
+            watchdog.progress()
+        concurrent.futures.wait([future], _WAIT_SECONDS)
+    future.result()
 
 
 def _too_slow(reward: Reward) -> UserError:

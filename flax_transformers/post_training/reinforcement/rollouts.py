@@ -60,6 +60,7 @@ from flax_transformers.post_training.reinforcement.rewards import (
     Scorer,
     checked_scores,
     reward_names,
+    wait_for_scores,
 )
 from flax_transformers.storage.workdir import read_side_file, write_side_file, writing
 from flax_transformers.training.config import TrainConfig
@@ -219,6 +220,8 @@ class RewardScorer:
                     found[:, place] = checked_scores(reward, scorer, texts, completions, rows)
                 except UserError as error:
                     failed = error
+            if jax.process_count() > 1:
+                wait_for_scores(reward)
             # Before the next reward, which all processes may compute together.
             works = multihost_utils.process_allgather(np.array(failed is None))
             if failed is not None:

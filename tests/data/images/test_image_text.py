@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.image_text import ClassTexts, ImageTextData
 from flax_transformers.data.images.kinds import ImageSource
@@ -231,3 +232,13 @@ def test_zero_shot_scores_need_held_out_images(tmp_path):
     )  # fmt: skip
     with pytest.raises(UserError, match="data.zero_shot needs held-out images with classes"):
         prepare(config)
+
+
+def test_a_set_is_scored_without_zero_shot(tmp_path):
+    texts = (ClassTexts(("zero", "one", "two"), ("the number {}",), "en"),)
+    source = ImageSource(str(write_idx(tmp_path / "idx")))
+    made = ImageTextData(
+        source=source, captions=texts, zero_shot=texts, tokenizer=TokenizerConfig("bytes")
+    )
+    of_set = made.of_evaluation_set(EvaluationSet("x", source))
+    assert of_set.zero_shot == () and len(prepare(of_set).train) == 40

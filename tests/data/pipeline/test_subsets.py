@@ -104,6 +104,8 @@ def test_a_balanced_subset_has_as_many_of_each_class():
         subset(Numbers(300), None, 101, names, 0)
     with pytest.raises(UserError, match="the class 'd' has 0"):
         subset(Numbers(300), None, 1, (*names, "d"), 0)
+    with pytest.raises(UserError, match="the classes have no names; give label_names"):
+        subset(Numbers(300), None, 1, (), 0)
 
 
 def rows(path, count=40):

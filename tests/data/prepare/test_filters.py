@@ -8,6 +8,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.prepare import duplicates as duplicates_module
 from flax_transformers.data.prepare.filters import Filters
+from flax_transformers.data.sources.squad import Question
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -106,3 +107,18 @@ def test_filters_that_keep_nothing_are_refused_with_the_counts(data):
 def test_limits_that_cannot_be_are_refused(fields):
     with pytest.raises(UserError, match="_characters is "):
         Filters(**fields)
+
+
+def test_questions_with_other_answers_are_no_repeats():
+    asked = Question(("Which?", "one two"), answers=((0, 3),))
+    hashes = {
+        duplicates_module._hash(one)
+        for one in (asked, replace(asked, name="b"), replace(asked, answers=((4, 7),)))
+    }
+    assert len(hashes) == 2
+
+
+def test_an_empty_validation_source_is_refused(data, tmp_path):
+    empty = write(tmp_path / "held_out.jsonl", ["", " "])
+    with pytest.raises(UserError, match="held_out.jsonl is empty, or nothing of it is left"):
+        prepare(replace(data, validation_source=empty))

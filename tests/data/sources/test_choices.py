@@ -89,6 +89,8 @@ def test_examples_have_all_choices_and_the_right_one(tmp_path):
         shards=1, prepare_processes=1,
     )  # fmt: skip
     store = prepare(data, tmp_path / "store")
+    with pytest.raises(UserError, match="has 3 choices, but objective.choices is 2; set --obj"):
+        store.examples("train", MultipleChoice(choices=2).window_spec(32))
     examples = store.examples("train", MultipleChoice().window_spec(32))
     found = [examples.read(n, None) for n in range(len(examples))]
     texts = [

@@ -121,10 +121,10 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
         read(source)
 
 
-def prepared(folder, rows, **settings):
+def prepared(folder, rows, held=ROWS[:1], **settings):
     source = source_of("jsonl", folder, rows, **settings)
     (folder / "held").mkdir()
-    held = source_of("jsonl", folder / "held", ROWS[:1], **settings)
+    held = source_of("jsonl", folder / "held", held, **settings)
     tokenizer = TokenizerConfig("bytes")
     data = TextData(source=source, validation_source=held, tokenizer=tokenizer, shards=2)
     return prepare(data, folder / "store")
@@ -165,9 +165,12 @@ def test_a_class_that_training_never_had_is_named_or_left_out(tmp_path):
 
 
 def test_a_held_out_text_of_an_unknown_class_can_be_skipped(tmp_path):
-    store = prepared(tmp_path, ROWS[1:2], on_invalid="skip")
-    assert store.validation is None
+    store = prepared(tmp_path, ROWS[1:2], ROWS, on_invalid="skip")
+    assert store.validation.num_documents == 1
     assert store.label_names == ("down",)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match="is empty, or nothing of it is left"):
+        prepared(tmp_path / "again", ROWS[1:2], on_invalid="skip")
 
 
 def test_other_stores_have_no_files_for_labels(tmp_path):

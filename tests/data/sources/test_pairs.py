@@ -138,6 +138,22 @@ def test_parallel_files_of_different_lengths_are_refused_or_the_rest_left_out(tm
     assert (counts.documents, counts.empty, counts.invalid) == (2, 1, 2)
 
 
+@pytest.mark.parametrize("damaged", ["a.gz", "b.gz"])
+def test_the_one_of_two_files_that_is_damaged_is_named(damaged, tmp_path):
+    names = {name: f"{name}.gz" if damaged == f"{name}.gz" else f"{name}.txt" for name in "ab"}
+    lines = b"".join(b"%d\n" % number for number in range(100_000))
+    for name in names.values():
+        (tmp_path / name).write_bytes(gzip.compress(lines)[:-9] if "gz" in name else lines)
+    paths = [str(tmp_path / name) for name in names.values()]
+    with pytest.raises(UserError, match=f"gzip file .*{damaged} is cut short"):
+        read(PairSource(paths[0], target_path=paths[1]))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_pair(tmp_path):
+    (tmp_path / "a.tsv").write_text("\ufeffone\tun\ntwo\tdeux\n")
+    assert read(PairSource(str(tmp_path)))[0] == [(0, "one", "un"), (1, "two", "deux")]
+
+
 def test_bytes_that_are_no_text_follow_the_policy(tmp_path):
     (tmp_path / "a.tsv").write_bytes(b"a\xff\tb\n")
     with pytest.raises(UserError, match="a.tsv:1 is not valid UTF-8"):

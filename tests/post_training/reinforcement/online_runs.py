@@ -1,6 +1,8 @@
 """Tiny runs of reinforcement learning, and what interrupts them."""
 
 import dataclasses
+import os
+import time
 
 import flax_transformers as ft
 from flax_transformers.adapters.lora import LoraConfig
@@ -21,10 +23,13 @@ from flax_transformers.training.config import Evaluation, Logging, Phase, TrainC
 
 FAULT: list[int] = []
 """Calls after which `odd` fails; empty: never."""
+SLOW = "FIRST_REWARD_SECONDS"
+"""Environment variable: how long the first call of `odd` takes."""
 
 
 def odd(prompts, completions, rows):
     """The share of characters with an odd number."""
+    time.sleep(float(os.environ.pop(SLOW, "0")))
     if FAULT:
         FAULT[0] -= 1
         if FAULT[0] < 0:
