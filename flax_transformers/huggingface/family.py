@@ -353,6 +353,10 @@ ONLY_IN_TRAINING = {
 """Fields that may be lost on the way out: they do not change what a trained model computes."""
 
 
+_OF_TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ForCausalLM")
+"""Ends of names of architectures that read each token and pool nothing."""
+
+
 def within_vocabulary(config: TransformerConfig) -> TransformerConfig:
     """The config without ids of a beginning, an end or padding that its vocabulary does not have,
     such as the defaults of GPT-2 in a smaller model."""
@@ -382,8 +386,10 @@ def config_json(config: TransformerConfig) -> dict[str, Any]:
     if config.architecture.endswith("ForQuestionAnswering"):
         ignored |= {"num_labels", "label_names"}  # its head has two outputs, whatever the file says
     is_text = isinstance(config, TextConfig)
-    if config.architecture.endswith("Model") and is_text:
-        ignored |= {"pooling", "normalize_embeddings"}  # which sentence_files writes
+    if is_text:  # sentence_files writes both for encoders, and other heads do not normalise
+        ignored |= {"normalize_embeddings"}
+    if is_text and config.architecture.endswith(("Model", *_OF_TOKENS)):
+        ignored |= {"pooling"}
     for each in fields(config):
         ours, theirs = getattr(config, each.name), getattr(read, each.name)
         if isinstance(ours, TransformerConfig):  # of which the same fields may be lost

@@ -191,6 +191,17 @@ def test_layers_that_share_their_tensors_can_be_more_than_these(tmp_path):
     assert load_pretrained(tmp_path)[0].config.num_layers == 64
 
 
+@pytest.mark.parametrize("architecture", ["BertForTokenClassification", "BertForMaskedLM"])
+def test_the_pooling_of_the_encoder_that_a_tagger_began_as_is_not_written(tmp_path, architecture):
+    of_encoder = {"pooling": "mean", "normalize_embeddings": True}
+    save_pretrained(tmp_path, *drawn_model(architecture, **of_encoder))
+    found = load_pretrained(tmp_path)[0].config
+    assert (found.pooling, found.normalize_embeddings) == ("cls", None)
+    classifier = drawn_model("BertForSequenceClassification", **of_encoder)
+    with pytest.raises(UserError, match="pooling is 'mean', which BertForSequenceClassification"):
+        save_pretrained(tmp_path / "b", *classifier)
+
+
 def test_models_of_timm_get_another_number_of_labels(tmp_path):
     model, params = drawn_model("DeiT3ForImageClassification", num_labels=5)
     save_pretrained(tmp_path, model, params)
