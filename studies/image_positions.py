@@ -4,8 +4,9 @@ Command:   flax-transformers sweep studies/image_positions.py --workdir runs/ima
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Data:      MNIST, 60,000 training images, scored on the 10,000 test images
-Size:      3 variants x 3 seeds, a ViT of 4 layers, 64 wide, 49 patches, 600 steps. Not run to its
-           end yet
+Hardware:  2 CPU cores, 14 minutes by two processes (measured while other jobs ran)
+Result:    docs/results/image_positions.md: learned positions are equal, as published
+Size:      3 variants x 3 seeds, a ViT of 4 layers, 64 wide, 49 patches, 600 steps
 """
 
 from dataclasses import replace
