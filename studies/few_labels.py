@@ -4,7 +4,7 @@ Command:   flax-transformers sweep studies/few_labels.py --workdir runs/few_labe
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
 Data:      MNIST: pretraining on 60,000 images, labels of 1 % or 10 % of them, scored on 10,000
-Hardware:  2 CPU cores, 23 minutes by two processes (measured while other jobs ran)
+Hardware:  2 CPU cores, 24 minutes by two processes (measured while other jobs ran)
 Result:    docs/results/few_labels.md: MAE far ahead; DeiT III's regularisation does not help
 Size:      5 variants x 3 seeds, a ViT of 3 layers, 64 wide: 2,000 steps of pretraining, and 600 on
            labels

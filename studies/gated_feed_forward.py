@@ -2,7 +2,7 @@
 
 Command:   flax-transformers sweep studies/gated_feed_forward.py --workdir runs/gated_feed_forward
 Data:      the documentation that is included in every Python installation
-Hardware:  2 CPU cores, 44 minutes (measured while other jobs ran)
+Hardware:  2 CPU cores, 43 minutes (measured while other jobs ran)
 Result:    docs/results/gated_feed_forward.md: the published effect does not appear
 Size:      6 variants x 5 seeds, a ModernBERT of 2 layers, 128 wide, 400 steps
 

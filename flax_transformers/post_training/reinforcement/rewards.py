@@ -252,7 +252,7 @@ def checked_scores(
         if not _is_finite(value):
             raise UserError(
                 f"the reward {reward.name} gives {value!r} to the completion "
-                f"{ranges.shown(completion[:80])}; it must be a finite number"
+                f"{ranges.shown(completion[:80])}; it must be a finite number that float32 holds"
             )
     return [float(value) for value in values]
 
