@@ -29,7 +29,7 @@ def get_config():
 
 def run(folder, workdir, processes):
     """Trains in so many processes, with four devices in all. In a job of several the first reward
-    takes longer than collectives wait for each other."""
+    takes half a minute."""
     config = folder / "online.py"
     config.write_text(CONFIG)
     launcher = [sys.executable, str(ROOT / "launch" / "local.py"), str(processes)]

@@ -307,7 +307,7 @@ def _begun(reward: Reward, call: Callable[[], Any]) -> Future[Any]:
 def wait_for_scores(reward: Reward) -> None:
     """Waits until all processes of a job have scored, as long as the reward may take.
 
-    A collective, in contrast, fails after 30 seconds on CPUs.
+    A collective of devices has a limit of its own, which can be shorter.
     """
     future = _begun(reward, wait_for_all)
     while not future.done():
