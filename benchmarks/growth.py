@@ -8,8 +8,8 @@ steps after a first one. The table has, for each axis, the exponent e of a quant
 fitted over all values and between the two largest, beside that of the step's matmul FLOPs: for
 devices, which here share the machine's cores, the work is the same whatever their number. Memory is
 that of one device as the compiler states it: the state (parameters, optimizer state, batch), and
-what the step needs besides. For lengths each layer is computed again in the backward pass, because
-attention with dropout holds [B, N, T, T] on a CPU. Points that ``--json`` has are not measured
+what the step needs besides. For lengths each layer is computed again in the backward pass, and the
+model has two heads, because attention with dropout holds [B, N, T, T] on a CPU. Points that ``--json`` has are not measured
 again, so that an interrupted command can be repeated.
 """
 
@@ -35,7 +35,7 @@ AXES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "depth": ({}, (6, 12, 24, 48)),
     "depth, unrolled": ({"scan": False}, (6, 12, 24)),
     "width": ({}, (128, 256, 512, 1024)),
-    "length": ({"batch": 1, "remat": "full"}, (128, 512, 2048, 8192)),
+    "length": ({"batch": 1, "width": 128, "remat": "full"}, (128, 512, 2048, 8192)),
     "batch": ({}, (1, 2, 4, 8, 16, 32)),
     "devices": ({}, (1, 2, 4, 8)),
     "vocabulary": ({"depth": 2}, (32_768, 65_536, 131_072, 262_144)),

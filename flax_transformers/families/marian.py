@@ -1,6 +1,7 @@
 """The Transformer (Vaswani et al., arXiv:1706.03762), and Marian's weights (arXiv:1804.00344).
 
-Pre-norm layers and learned positions are options of ours that no published file has.
+Pre-norm layers, learned positions and values of another width than the keys are options of ours
+that no published file has.
 """
 
 from __future__ import annotations
@@ -76,8 +77,13 @@ class MarianConfig(EncoderDecoderConfig):
     logits_bias: bool = True
     dropout: float = 0.1
     classifier_dropout: float | None = 0.0
+    value_head_dim: int | None = None
+    """Width of a head's values; None: that of its keys, ``head_dim`` (table 3, rows B)."""
 
-    RANGES: ClassVar[ranges.Ranges] = {"decoder_vocab_size": ranges.ENTRIES}
+    RANGES: ClassVar[ranges.Ranges] = {
+        "decoder_vocab_size": ranges.ENTRIES,
+        "value_head_dim": ranges.WIDTH,
+    }
 
     def __post_init__(self) -> None:
         if self.decoder_vocab_size == self.vocab_size:
@@ -88,6 +94,10 @@ class MarianConfig(EncoderDecoderConfig):
                 f"{self.vocab_size}; set model.share_embeddings to False or make them equal"
             )
         super().__post_init__()
+
+    @property
+    def value_width(self) -> int:
+        return self.head_width if self.value_head_dim is None else self.value_head_dim
 
     def decoder_sizes(self) -> dict[str, Any]:
         sizes = {

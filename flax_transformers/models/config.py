@@ -263,6 +263,11 @@ class TransformerConfig:
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
+    def value_width(self) -> int:
+        """Width of a head's values."""
+        return self.head_width
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """Sliding window of each layer: in causal models the number of tokens up to and including
         the query, otherwise the number to each side; None: no window."""
@@ -304,8 +309,8 @@ class TransformerConfig:
 
     @property
     def attention_width(self) -> int:
-        """Number of heads times head width, summed over layers."""
-        return self.num_layers * self.num_heads * self.head_width
+        """Number of heads times head width, the mean of keys' and values', summed over layers."""
+        return self.num_layers * self.num_heads * (self.head_width + self.value_width) // 2
 
     @property
     def layer_uses(self) -> int:

@@ -91,7 +91,7 @@ def _attended(
         share_BKXT = jax.lax.dynamic_slice_in_dim(share_BKXS, index, queries, axis=3)
         before_BKXS = _put(share_BKXS, jnp.zeros_like(share_BKXT), index)
         attended_BKXH = attend(before_BKXS, cache.values) + attend(share_BKXT, added.values)
-    return jnp.swapaxes(attended_BKXH.reshape(batch, heads, queries, width), 1, 2), added
+    return jnp.swapaxes(attended_BKXH.reshape(batch, heads, queries, -1), 1, 2), added
 
 
 def _after(index: jax.Array, attended_BTNH: jax.Array) -> jax.Array:

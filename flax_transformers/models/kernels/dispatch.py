@@ -59,6 +59,8 @@ def dot_product_attention(
     elif kernel.startswith("cudnn"):
         obstacle = _cudnn_cannot(q_BTNH, k_BSKH, mask, bias, dropping=key is not None)
         obstacle = obstacle or (None if softcap is None else "bound scores")
+    if kernel.startswith(("splash", "cudnn")) and v_BSKH.shape[-1] != k_BSKH.shape[-1]:
+        obstacle = "use values of another width than the keys"
     chosen = _chosen(kernel, obstacle, "" if key is None else ", with dropout inside the kernel")
     if chosen == "cudnn":
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale)
@@ -208,7 +210,7 @@ def _xla_attention(
 ) -> jax.Array:
     """Plain operations, with ``drop`` on the probabilities; a query without any key gets the mean
     of all values."""
-    batch, queries, heads, width = q_BTNH.shape
+    batch, queries, heads = q_BTNH.shape[:3]
     keys, key_heads = k_BSKH.shape[1:3]
     # Heads first, once: else the CPU backend transposes the operands of each of six products.
     q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
@@ -219,7 +221,7 @@ def _xla_attention(
     if key_heads < heads:
         probabilities_BKGTS = probabilities_BNTS.reshape(batch, key_heads, -1, queries, keys)
         attended_BKGTH = einsum("BKGTS,BKSH->BKGTH", probabilities_BKGTS, v_BKSH)
-        return attended_BKGTH.reshape(batch, heads, queries, width).swapaxes(1, 2)
+        return attended_BKGTH.reshape(batch, heads, queries, -1).swapaxes(1, 2)
     return einsum("BNTS,BNSH->BNTH", probabilities_BNTS, v_BKSH).swapaxes(1, 2)
 
 

@@ -74,10 +74,12 @@ class Cache(struct.PyTreeNode):
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
     """A cache for ``batch`` sequences of at most ``slots`` tokens each."""
-    shape = (config.num_layers, batch, config.kv_heads, slots, config.head_width)
+    shape = (config.num_layers, batch, config.kv_heads, slots)
+    keys = jnp.zeros((*shape, config.head_width), dtype)
+    values = jnp.zeros((*shape, config.value_width), dtype)
     empty = jnp.zeros((batch, slots), jnp.int32)
     return Cache(
-        layers=LayerCache(KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))),
+        layers=LayerCache(KeyValues(keys, values)),
         segments=empty,
         positions=empty,
         index=jnp.zeros((), jnp.int32),

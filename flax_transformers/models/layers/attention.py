@@ -97,7 +97,7 @@ class Attention(nn.Module):
             # einsum sums over axes in the order of their letters: with a cache in that of memory,
             # which spares a transposed copy of the kernel for each token.
             "BTNH,NHD->BTD" if cache is None and index is None else "BTGH,GHD->BTD",
-            (c.num_heads, c.head_width, x_BTD.shape[-1]),
+            (c.num_heads, c.value_width, x_BTD.shape[-1]),
             ("heads", "head_dim", "embed"),
             dtype=self.dtype,
             use_bias=c.output_bias,
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         c = self.config
         return Linear(
             "BTD,DNH->BTNH",
-            (x_BTD.shape[-1], heads, c.head_width),
+            (x_BTD.shape[-1], heads, c.value_width if name == "value" else c.head_width),
             ("embed", "heads" if name == "query" else "key_heads", "head_dim"),
             dtype=self.dtype,
             use_bias=c.key_bias if name == "key" else c.qkv_bias,

@@ -54,6 +54,24 @@ def test_probabilities_are_the_softmax_of_the_scores_without_another_product():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shared", [1, 3])
+def test_values_may_have_another_width_than_keys(shared):
+    q, k, v = draw(width=8)
+    q, k, v = q[..., :3], k[:, :, ::shared, :3], v[:, :, ::shared]
+    found = attend(q, k, v)
+    np.testing.assert_allclose(
+        found, expected(q, *(np.repeat(x, shared, 2) for x in (k, v))), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_a_kernel_for_equal_widths_refuses_others(kernel):
+    q, k, v = (x.astype(jnp.bfloat16) for x in draw(128, heads=2, width=16))
+    with pytest.raises(UserError, match=f"{kernel} cannot use values of another width"):
+        dot_product_attention(q, k, v[..., :8], kernel=kernel)
+
+
+@pytest.mark.slow
 def test_queries_and_keys_may_differ_in_length():
     q, k, v = draw()
     np.testing.assert_allclose(

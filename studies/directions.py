@@ -1,0 +1,110 @@
+"""Both directions against left to right, and the size of the model (BERT, arXiv:1810.04805).
+
+Command:   flax-transformers sweep studies/directions.py --workdir runs/directions
+Data:      the documentation that is included in every Python installation
+Size:      6 variants x 3 seeds, 2 layers, 128 wide: 600 steps of pretraining, 150 of fine-tuning.
+           Not run to its end yet
+
+Each model is fine-tuned on the tags of masking.py. All are a Llama (arXiv:2302.13971), so that the
+directions differ by the mask of attention and by the objective alone: the base attends to all
+tokens and is pretrained as a masked language model, ``left_to_right`` attends to earlier tokens,
+in fine-tuning too, and is pretrained as a language model. ``untrained`` is the base without
+pretraining.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import masking
+
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.data.config import TextData
+from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.sweeps.study import Study
+from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+
+STEPS = 600
+
+
+def left_to_right(base: TrainConfig) -> TrainConfig:
+    return replace(base, model=replace(base.model, causal=True), objective=CausalLM())
+
+
+def sized(layers: int, width: int) -> Callable[[TrainConfig], TrainConfig]:
+    """Heads stay 32 wide, and the feed-forward twice as wide as the model."""
+
+    def variant(base: TrainConfig) -> TrainConfig:
+        model = replace(
+            base.model,
+            num_layers=layers,
+            hidden_size=width,
+            num_heads=width // 32,
+            intermediate_size=2 * width,
+        )
+        return replace(base, model=model)
+
+    return variant
+
+
+def get_study() -> Study:
+    return Study(
+        base=TrainConfig(
+            model=LlamaConfig(
+                vocab_size=4096,
+                hidden_size=128,
+                num_layers=2,
+                num_heads=4,
+                intermediate_size=256,
+                max_positions=64,
+                causal=False,
+                init_std=0.05,
+                pad_id=0,
+                bos_id=2,
+                eos_ids=(3,),
+            ),
+            objective=MaskedLM(),
+            data=TextData(
+                tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
+                validation_fraction=0.05,
+                shards=1,
+            ),
+            optimizer=AdamW(
+                learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=60)
+            ),
+            phases=(Phase(steps=STEPS, sequence_length=64, batch_size=32),),
+            checkpoints=CheckpointConfig(every_steps=STEPS),
+            evaluation=Evaluation(every_steps=0),
+            logging=Logging(every_steps=50, tensorboard=False),
+        ),
+        variants={
+            "both_directions": {},
+            "left_to_right": left_to_right,
+            "untrained": {"phases.0.steps": 1, "optimizer.schedule.warmup_steps": 0},
+            "layers_1": sized(1, 128),
+            "layers_4": sized(4, 128),
+            "width_64": sized(2, 64),
+            "width_256": sized(2, 256),
+        },
+        seeds=3,
+        metric="eval/accuracy",
+        fine_tune=masking.fine_tune,
+        published=(
+            "MNLI accuracy and SQuAD F1 of BERT base without next-sentence prediction: both "
+            "directions 83.9 and 87.9, left to right 82.1 and 77.8; MNLI accuracy of 3, 6 and 12 "
+            "layers of width 768: 77.9, 80.6 and 81.9 to 84.4"
+        ),
+        citation="Devlin et al., BERT, arXiv:1810.04805, tables 5 and 6",
+        expected=(
+            ("both_directions", "left_to_right"),
+            ("both_directions", "untrained"),
+            ("both_directions", "layers_1"),
+            ("layers_4", "both_directions"),
+            ("both_directions", "width_64"),
+            ("width_256", "both_directions"),
+        ),
+    )
