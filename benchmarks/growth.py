@@ -9,8 +9,8 @@ fitted over all values and between the two largest, beside that of the step's ma
 devices, which here share the machine's cores, the work is the same whatever their number. Memory is
 that of one device as the compiler states it: the state (parameters, optimizer state, batch), and
 what the step needs besides. For lengths each layer is computed again in the backward pass, and the
-model has two heads, because attention with dropout holds [B, N, T, T] on a CPU. Points that ``--json`` has are not measured
-again, so that an interrupted command can be repeated.
+model has two heads, because attention with dropout holds [B, N, T, T] on a CPU. Points that
+``--json`` has are not measured again, so that an interrupted command can be repeated.
 """
 
 from __future__ import annotations

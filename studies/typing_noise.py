@@ -4,7 +4,7 @@ Command:   flax-transformers sweep studies/typing_noise.py --workdir runs/typing
 Data:      19 books of Standard Ebooks (CC0) for span corruption, one JSON line per chapter with the
            key paragraphs, in data/standardebooks_en/books.jsonl.gz; and CLINC150 (CC BY 3.0) for
            fine-tuning, data_full.json.gz in data/clinc150
-Size:      2 variants x 3 seeds, a T5 of 2 + 2 layers, 128 wide: 800 steps of span corruption, 1,000
+Size:      2 variants x 3 seeds, a T5 of 2 + 2 layers, 128 wide: 500 steps of span corruption, 700
            of classification. Not run to its end yet
 
 The recipes t5_small_books and byt5_small_books, each fine-tuned to name the intent of a sentence,
@@ -38,7 +38,7 @@ from flax_transformers.training.config import Evaluation, Phase, TrainConfig
 
 CLINC = "data/clinc150/data_full.json.gz"
 NOISE = 0.1
-STEPS, FINE_TUNING_STEPS = 800, 1000
+STEPS, FINE_TUNING_STEPS = 500, 700
 
 
 def with_noise(text: str, rng: random.Random) -> str:
@@ -117,8 +117,8 @@ def get_study() -> Study:
         metric="eval/noisy/accuracy",
         fine_tune=fine_tune,
         published=(
-            "less accuracy lost by bytes than by subwords under each of the kinds of noise, on XNLI and "
-            "TyDi QA"
+            "less accuracy lost by bytes than by subwords under each of the kinds of noise, on "
+            "XNLI and TyDi QA"
         ),
         citation="Xue et al., ByT5, arXiv:2105.13626, section 6",
         expected=(("bytes", "subwords"),),
