@@ -31,6 +31,7 @@ from flax_transformers.models.heads import (
     Unembedding,
     label_layer,
 )
+from flax_transformers.models.kernels.kv_cache import Cache
 from flax_transformers.models.kernels.masks import AttentionMask
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.embeddings import Embedding, embedding_projection
@@ -122,23 +123,43 @@ class ElectraWithGenerator(ElectraForPreTraining):
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
         positions_BM: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         *,
         deterministic: bool = True,
     ) -> Unembedding:
         """What the generator predicts for masked ids [B, T], at ``positions_BM`` int [B, M] or at
-        all positions."""
-        mask, _ = self._mask(input_ids, attention_mask, None, None, None, None)
-        position_ids = self.parts.position_ids(self.config, input_ids, None)
+        all positions; the other inputs are those of ``hidden_states``."""
+        mask, _ = self._mask(input_ids, attention_mask, position_ids, segment_ids, None, None)
+        if position_ids is None:
+            position_ids = self.parts.position_ids(self.config, input_ids, segment_ids)
         embedded_BTE = self.words(input_ids)
-        x_BTE = self.embeddings.total(embedded_BTE, position_ids, deterministic=deterministic)
+        x_BTE = self.embeddings.total(
+            embedded_BTE, position_ids, token_type_ids, deterministic=deterministic
+        )
         return self.generator(x_BTE, mask, self.words, positions_BM, deterministic)
 
-    def head_outputs(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> Outputs:
-        unembedding = self.generate(tokens.ids, tokens.mask, deterministic=deterministic)
-        return {
-            **super().head_outputs(hidden_BTD, tokens, deterministic),
-            "generator_logits": unembedding.logits()[..., : unembedding.size],
-        }
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> ModelOutput:
+        """The outputs of the discriminator, and the generator's logits for the same inputs."""
+        others = token_type_ids, position_ids, segment_ids
+        output = super().__call__(
+            input_ids, attention_mask, *others, cache=cache, deterministic=deterministic
+        )
+        unembedding = self.generate(
+            input_ids, attention_mask, None, *others, deterministic=deterministic
+        )
+        return output.replace(generator_logits=unembedding.logits()[..., : unembedding.size])
 
 
 BOTH, GENERATOR = "ElectraWithGenerator", "ElectraForMaskedLM"

@@ -90,18 +90,22 @@ def test_both_halves_of_a_pretrained_model_are_written_alone(tmp_path, embedding
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(asynchronous=False))
     checkpoints.save(0, {"params": params}, converted_meta(model.config), {})
     checkpoints.close()
-    both = jax.jit(model.apply)({"params": params}, IDS, MASK)
-    for architecture, expected in (
-        ("ElectraForPreTraining", both.logits),
-        ("ElectraForMaskedLM", both.generator_logits),
+    packed = {"token_type_ids": IDS % 2, "segment_ids": MASK + (IDS > 8)}
+    calls = ({"attention_mask": MASK}, {**packed, "position_ids": MASK * np.arange(6)})
+    both = [jax.jit(model.apply)({"params": params}, IDS, **inputs) for inputs in calls]
+    for architecture, field in (
+        ("ElectraForPreTraining", "logits"),
+        ("ElectraForMaskedLM", "generator_logits"),
     ):
         one, own = ft.load_pretrained(tmp_path, architecture=architecture)
         ft.save_pretrained(tmp_path / architecture, one, own)
         one, own = ft.load_pretrained(tmp_path / architecture)
         assert one.config.architecture == architecture
-        found = jax.jit(one.apply)({"params": own}, IDS, MASK).logits
-        assert found.shape == expected.shape
-        assert relative_difference(found[MASK == 1], expected[MASK == 1]) < 1e-6
+        for inputs, outputs in zip(calls, both, strict=True):
+            found = jax.jit(one.apply)({"params": own}, IDS, **inputs).logits
+            expected = getattr(outputs, field)
+            assert found.shape == expected.shape
+            assert relative_difference(found[MASK == 1], expected[MASK == 1]) < 1e-6
 
 
 @pytest.mark.slow
