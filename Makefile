@@ -119,7 +119,7 @@ notebooks: ## Run the notebooks, in few steps and with tiny models
 
 docs: ## Build the documentation site into site/; a warning, such as a broken link, is an error
 	@$(call environment,docs)
-	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --strict
 
 dist: ## Build the wheel and the source distribution into dist/, and check both
 	@$(call environment,release)

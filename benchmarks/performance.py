@@ -22,7 +22,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 OURS = ("scanned", "unrolled")
-HEADINGS = ("what", "ours (least to most)", "the other (least to most)", "ours is faster by")
+HEADINGS = (
+    "what", "ours (least to most)", "the other (least to most)", "speed of ours / of the other",
+)  # fmt: skip
+TRAINERS = {"lines": "one padded paragraph per sequence", "blocks": "joined paragraphs"}
+GENERATORS = {"gpt2": ("GPT-2 small", "prompt"), "t5": ("T5 small", "source")}
 
 
 def main() -> None:
@@ -90,7 +94,7 @@ def end_to_end_lines(runs: list[dict[str, Any]]) -> list[str]:
     ours = rates.pop("ours")
     what = "useful tokens/s of a run, masked LM"
     return [
-        _line(what, ours, theirs, "", f"Trainer, {name}", faster_is="more")
+        _line(what, ours, theirs, "", f"Trainer, {TRAINERS.get(name, name)}", faster_is="more")
         for name, theirs in rates.items()
     ]
 
@@ -99,7 +103,7 @@ def decoding_lines(cases: list[dict[str, Any]]) -> list[str]:
     """Seconds of a call that generates text, float32."""
     return [
         _line(
-            f"128 new tokens, {case['case']}",
+            f"128 new tokens, {_decoded(case['case'])}",
             *(case["seconds"][side] for side in ("ours", "transformers")),
             " s",
             "generate",
@@ -109,13 +113,23 @@ def decoding_lines(cases: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _decoded(case: str) -> str:
+    """A case of ``decoding.py`` in words: "t5-b8-beam4" is T5 small, 8 sources, 4 beams."""
+    model, batch, how = case.split("-")
+    name, unit = GENERATORS[model]
+    number = batch.removeprefix("b")
+    beams = how.removeprefix("beam")
+    inputs = f"{number} {unit}{'' if number == '1' else 's'}"
+    return f"{name}, {inputs}, {how if how == beams else f'{beams} beams'}"
+
+
 def _line(
     what: str, ours: list[float], theirs: list[float], unit: str, named: str, *, faster_is: str
 ) -> str:
     """One row; the last cell is the ratio of medians, above 1 where ours is faster."""
     ratio = statistics.median(theirs) / statistics.median(ours)
     ratio = 1 / ratio if faster_is == "more" else ratio
-    cells = [what, _spread(ours, unit), f"{named}: {_spread(theirs, unit)}", f"{ratio:.2f} times"]
+    cells = [what, _spread(ours, unit), f"{named}: {_spread(theirs, unit)}", f"{ratio:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,6 +1,6 @@
 """BERT base on SQuAD 1.1: extractive question answering (arXiv:1810.04805 §4.2).
 
-Command:   flax-transformers train bert_base_squad --workdir gs://bucket/squad
+Command:   flax-transformers train bert_base_squad --workdir gs://bucket/squad \\
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
            where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)

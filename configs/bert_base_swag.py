@@ -1,6 +1,6 @@
 """BERT base on SWAG: which of four endings continues a text (arXiv:1810.04805 §4.4).
 
-Command:   flax-transformers train bert_base_swag --workdir gs://bucket/swag
+Command:   flax-transformers train bert_base_swag --workdir gs://bucket/swag \\
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
            where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)

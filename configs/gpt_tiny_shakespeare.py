@@ -1,6 +1,8 @@
 """A small GPT-2 on the bytes of tinyshakespeare.
 
-Command:   head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > validation.txt
+Command:   cd data/tinyshakespeare
+           head -c 1003854 input.txt > train.txt; tail -c +1003855 input.txt > validation.txt
+           cd ../..
            flax-transformers train gpt_tiny_shakespeare --workdir runs/shakespeare
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain), split as
            nanoGPT does: the last tenth is held out. Set --data.source.path and

@@ -1,7 +1,7 @@
 """Direct preference optimization of Llama 3 8B after instruction tuning.
 
-Command:   flax-transformers train llama3_8b_dpo --workdir gs://bucket/llama3_8b_dpo
-               --init-from gs://bucket/llama3_8b_sft
+Command:   flax-transformers train llama3_8b_dpo --workdir gs://bucket/llama3_8b_dpo \\
+               --init-from gs://bucket/llama3_8b_sft \\
                --data.tokenizer.path Meta-Llama-3-8B-Instruct/
 Hardware:  a TPU v5p slice of 16 chips, 2x2x4
 Data:      preferences as JSON lines with the keys "chosen" and "rejected", lists of messages, in
@@ -10,7 +10,7 @@ Expected:  not run
 Planned:   not run. --topology v5p:2x2x4: 14.4 of 95.7 GiB per chip, a step time of at least 2.22 s,
            an MFU of at most 77.6 %
 
-Learning rate, schedule and beta are those of Zephyr (arXiv:2310.16944). A row of 4,096 tokens holds
+Learning rate, schedule and beta are those of Zephyr (arXiv:2310.16944). A sequence of 4,096 tokens holds
 one pair or several. The reference's log-probabilities are computed before the first step, so that
 no second model is in memory. Set the steps to one epoch of the data, a tenth of them for warm-up.
 """

@@ -1,7 +1,7 @@
 """GRPO of a Llama 3 8B that follows instructions, on problems with numeric answers.
 
-Command:   flax-transformers train llama3_8b_grpo --workdir gs://bucket/llama3_8b_grpo
-               --init-from Meta-Llama-3-8B-Instruct/
+Command:   flax-transformers train llama3_8b_grpo --workdir gs://bucket/llama3_8b_grpo \\
+               --init-from Meta-Llama-3-8B-Instruct/ \\
                --data.tokenizer.path Meta-Llama-3-8B-Instruct/
 Hardware:  a TPU v5p slice of 64 chips, 4x4x4
 Data:      prompts as the chat template renders them and their answers, as JSON lines with the keys

@@ -1,8 +1,8 @@
-"""Instruction tuning of Llama 3 8B: conversations packed into rows of 4,096 tokens.
+"""Instruction tuning of Llama 3 8B: conversations packed into sequences of 4,096 tokens.
 
-Command:   flax-transformers prepare llama3_8b_sft
+Command:   flax-transformers prepare llama3_8b_sft \\
                --data.tokenizer.path Meta-Llama-3-8B-Instruct/
-           flax-transformers train llama3_8b_sft --workdir gs://bucket/llama3_8b_sft
+           flax-transformers train llama3_8b_sft --workdir gs://bucket/llama3_8b_sft \\
                --init-from Meta-Llama-3-8B/ --data.tokenizer.path Meta-Llama-3-8B-Instruct/
 Hardware:  a TPU v5p slice of 16 chips, 2x2x4
 Data:      conversations as JSON lines with the key "messages" in data/conversations; the tokenizer

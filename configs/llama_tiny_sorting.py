@@ -2,7 +2,7 @@
 
 Command:   flax-transformers train llama_tiny_sorting --workdir runs/sorting
 Hardware:  2 CPU cores, half a minute (measured while other jobs ran)
-Expected:  28 to 37 % of held-out strings sorted exactly (measured, 3 seeds), by
+Expected:  27 to 37 % of held-out strings sorted exactly (measured, 3 seeds), by
            flax-transformers evaluate runs/sorting --config llama_tiny_sorting_grpo
 """
 

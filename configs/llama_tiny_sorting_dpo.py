@@ -1,6 +1,6 @@
 """Direct preference optimization on sorting digits, from the model of llama_tiny_sorting.py.
 
-Command:   flax-transformers train llama_tiny_sorting_dpo --init-from runs/sorting
+Command:   flax-transformers train llama_tiny_sorting_dpo --init-from runs/sorting \\
                --workdir runs/sorting_dpo
 Data:      the pairs of llama_tiny_sorting_reward.py
 Hardware:  2 CPU cores, 2 to 3 minutes (measured while other jobs ran)

@@ -1,6 +1,6 @@
 """Reward hacking: GRPO with a reward for digits in order, whichever they are.
 
-Command:   flax-transformers train llama_tiny_sorting_gamed --init-from runs/sorting
+Command:   flax-transformers train llama_tiny_sorting_gamed --init-from runs/sorting \\
                --workdir runs/sorting_gamed
 Hardware:  2 CPU cores, 1.5 minutes (measured while other jobs ran)
 Expected:  the held-out reward rises from 95 to 100 %, and strings that are sorted exactly fall

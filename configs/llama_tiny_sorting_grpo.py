@@ -1,6 +1,6 @@
 """GRPO on sorting digits, from the model of llama_tiny_sorting.py.
 
-Command:   flax-transformers train llama_tiny_sorting_grpo --init-from runs/sorting
+Command:   flax-transformers train llama_tiny_sorting_grpo --init-from runs/sorting \\
                --workdir runs/sorting_grpo
 Hardware:  2 CPU cores, 4 to 5 minutes (measured while other jobs ran)
 Expected:  89 to 90 % of held-out strings sorted exactly, 54 to 62 points more than before

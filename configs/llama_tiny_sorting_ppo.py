@@ -1,6 +1,6 @@
 """PPO on sorting digits, from the model of llama_tiny_sorting.py.
 
-Command:   flax-transformers train llama_tiny_sorting_ppo --init-from runs/sorting
+Command:   flax-transformers train llama_tiny_sorting_ppo --init-from runs/sorting \\
                --workdir runs/sorting_ppo
 Hardware:  2 CPU cores, 5 minutes (measured while other jobs ran)
 Expected:  88 to 92 % of held-out strings sorted exactly, 27 to 37 % before (measured, 3 seeds)

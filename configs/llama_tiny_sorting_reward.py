@@ -1,6 +1,6 @@
 """A reward model of sorted digits: right answers against wrong ones.
 
-Command:   flax-transformers train llama_tiny_sorting_reward --init-from runs/sorting
+Command:   flax-transformers train llama_tiny_sorting_reward --init-from runs/sorting \\
                --workdir runs/sorting_reward
 Data:      20,000 pairs that are generated; 5 % of them are held out. A wrong answer has one digit
            changed, or its digits in another order

@@ -1,6 +1,6 @@
 """Part-of-speech tagging of English, from a published sentence encoder.
 
-Command:   flax-transformers train minilm_upos --workdir runs/minilm_upos
+Command:   flax-transformers train minilm_upos --workdir runs/minilm_upos \\
                --init-from all-MiniLM-L6-v2 --data.tokenizer.path all-MiniLM-L6-v2
            where all-MiniLM-L6-v2 is the published folder (sentence-transformers)
 Data:      as modernbert_small_upos.py: Universal Dependencies English EWT (CC BY-SA 4.0)

@@ -3,7 +3,8 @@
 Command:   for l in tur aze tat kaz uzb tuk; do
                paste tatoeba.$l-eng.$l tatoeba.$l-eng.eng
            done > turkic.tsv
-           flax-transformers train transformer_tatoeba --workdir runs/tatoeba
+           flax-transformers train transformer_tatoeba --workdir runs/tatoeba \\
+               --data.source.path turkic.tsv
            BLEU and chrF need the ``evaluation`` extra
 Data:      4,206 sentence pairs of Tatoeba (CC BY 2.0 FR), from data/tatoeba/v1 of
            github.com/facebookresearch/LASER; a tenth of the English sentences is held out. Set

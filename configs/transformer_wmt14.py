@@ -4,7 +4,8 @@ Command:   flax-transformers prepare transformer_wmt14
            flax-transformers train transformer_wmt14 --workdir gs://bucket/wmt14
 Hardware:  written for a TPU v5e slice of 8 chips: packed batches with about 25,000 source and
            25,000 target tokens
-Data:      TFDS wmt14_translate/de-en, prepared with the ``prepare`` extra
+Data:      TFDS wmt14_translate/de-en; if it is not prepared, the error names the command that
+           prepares it, which needs no TensorFlow
 Expected:  not run. Table 2 of the paper reports 27.3 BLEU on newstest2014, with checkpoint
            averaging and the beam search of this recipe
 

@@ -50,7 +50,7 @@ REFERENCE = {  # title: names of modules, whose public names are documented
             "base", "masked_lm", "next_sentence", "replaced_tokens", "causal_lm", "prefix_lm",
             "span_corruption", "mixture_of_denoisers", "denoising", "sequence_to_sequence",
             "sequence_classification", "token_classification", "question_answering",
-            "image_classification", "masked_image",
+            "image_classification", "masked_image", "contrastive", "videos", "modalities",
         )
     ),
 }  # fmt: skip
@@ -98,11 +98,20 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     add("reference/index.md", _public_reference())
     for title, modules in REFERENCE.items():
         add(f"reference/{_slug(title)}.md", _module_reference(title, modules))
-    texts = [(f.src_uri, f.content_string) for f in files.documentation_pages()]
-    for origin in sorted({o for uri, text in texts for o in _linked(uri, text)}):
-        outside = not origin.startswith("docs/") and (ROOT / origin).is_file()
-        if outside and _page_of(origin) not in _origins:
-            add(_page_of(origin), _source_page(ROOT / origin), origin)
+    new = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    while new:  # a page that is added may link to further files
+        linked = sorted({origin for uri, text in new.items() for origin in _linked(uri, text)})
+        new = {}
+        for origin in linked:
+            uri, path = _page_of(origin), ROOT / origin
+            if origin.startswith("docs/") or not path.is_file() or uri in _origins:
+                continue
+            if path.suffix == ".png":
+                _origins[uri] = origin
+                files.append(File.generated(config, uri, abs_src_path=os.fspath(path)))
+            else:
+                new[uri] = _source_page(path)
+                add(uri, new[uri], origin)
     return files
 
 
@@ -136,7 +145,7 @@ def _page_of(origin: str) -> str:
         return f"{CODE[folder]}/{name.removesuffix('.py')}.md"
     if origin.startswith("docs/"):
         return origin.removeprefix("docs/")
-    return f"files/{origin.removesuffix('.md')}.md"
+    return f"files/{origin if origin.endswith('.png') else origin.removesuffix('.md') + '.md'}"
 
 
 def _linked(page: str, text: str) -> Iterable[str]:

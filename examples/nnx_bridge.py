@@ -69,7 +69,7 @@ def main() -> None:
         )
         model, params = ft.load_pretrained(f"{folder}/encoder")
         tokenizer = ft.load_tokenizer(f"{folder}/encoder")
-    texts = [f"{n} is even" if n % 2 else f"the number {n}" for n in range(32)]
+    texts = [f"{n} is odd" if n % 2 else f"the number {n}" for n in range(32)]
     labels = jnp.arange(32) % 2
     batch = jax.tree.map(jnp.asarray, tokenizer(texts))
 

@@ -2,7 +2,7 @@
 
 Command:   flax-transformers sweep studies/directions.py --workdir runs/directions
 Data:      the documentation that is included in every Python installation
-Size:      6 variants x 3 seeds, 2 layers, 128 wide: 600 steps of pretraining, 150 of fine-tuning.
+Size:      7 variants x 3 seeds, 2 layers, 128 wide: 600 steps of pretraining, 150 of fine-tuning.
            Not run to its end yet
 
 Each model is fine-tuned on the tags of masking.py. All are a Llama (arXiv:2302.13971), so that the

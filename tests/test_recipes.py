@@ -57,5 +57,13 @@ def test_a_recipe_can_be_exported_or_says_why_not(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_the_command_of_a_recipe_can_be_pasted(recipe):
+    """A line before one that begins with an option ends in a backslash."""
+    command = re.search(r"^Command:.*?(?=^[A-Z])", docstring(recipe), re.DOTALL | re.MULTILINE)
+    assert command is not None
+    assert not re.search(r"[^\\]\n +--", command[0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_names_itself_in_its_command(recipe):
     assert re.search(rf"flax-transformers \w+ {recipe.stem}\s", docstring(recipe))

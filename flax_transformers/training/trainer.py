@@ -55,7 +55,7 @@ HostBatch = Mapping[str, Any]
 class Trainer:
     """Trains ``model`` on ``objective`` with ``optimizer``, on ``mesh``.
 
-    ``model``: a Linen module of this package's contract, or a config of one. ``optimizer``: an
+    ``model``: a Linen module of this package, or a config of one. ``optimizer``: an
     optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
     ``total_steps``. ``mesh``: by default data parallelism over all devices. ``micro_batches``:
     gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``,
