@@ -4,8 +4,8 @@ Command:   flax-transformers train bert_base_mnli --workdir gs://bucket/mnli \\
                --init-from bert-base-uncased --data.tokenizer.path bert-base-uncased
            where bert-base-uncased is the folder with the published weights and vocab.txt
 Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)
-Data:      TFDS glue/mnli; if it is not prepared, the error names the command that prepares it, which
-           needs no TensorFlow. Its parts have different licences
+Data:      TFDS glue/mnli; if it is not prepared, the error names the command that prepares it
+           without TensorFlow. Its parts have different licences
 Expected:  not run. The paper reports 84.6 % on the matched test set
 """
 

@@ -10,9 +10,10 @@ Expected:  not run
 Planned:   not run. --topology v5p:2x2x4: 14.4 of 95.7 GiB per chip, a step time of at least 2.22 s,
            an MFU of at most 77.6 %
 
-Learning rate, schedule and beta are those of Zephyr (arXiv:2310.16944). A sequence of 4,096 tokens holds
-one pair or several. The reference's log-probabilities are computed before the first step, so that
-no second model is in memory. Set the steps to one epoch of the data, a tenth of them for warm-up.
+Learning rate, schedule and beta are those of Zephyr (arXiv:2310.16944). A sequence of 4,096 tokens
+holds one pair or several. The reference's log-probabilities are computed before the first step, so
+that no second model is in memory. Set the steps to one epoch of the data, a tenth of them for warm-
+up.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@ Command:   flax-transformers train minilm_intents --workdir runs/minilm \\
                --init-from all-MiniLM-L6-v2 --data.tokenizer.path all-MiniLM-L6-v2
            where all-MiniLM-L6-v2 is the published folder (sentence-transformers); its
            1_Pooling/config.json gives the pooling
-Data:      CLINC150 (CC BY 3.0), data_full.json.gz: 15,000 training sentences, scored on the 4,500 of
-           its test split; out-of-scope sentences are not used. Set --data.source.path and
+Data:      CLINC150 (CC BY 3.0), data_full.json.gz: 15,000 training sentences, scored on the 4,500
+           of its test split; out-of-scope sentences are not used. Set --data.source.path and
            --data.validation-source.path if the file is elsewhere
 Expected:  accuracy 95.9 %, one seed, in under an hour on two CPU cores that had other work
            (measured). The nearest centroid of its normalised embeddings, without training, is
