@@ -2,8 +2,10 @@
 
 Command:   flax-transformers sweep studies/input_formats.py --workdir runs/input_formats
 Data:      the documentation that is included in every Python installation
+Hardware:  2 CPU cores, 51 minutes by two processes (measured while other jobs ran)
+Result:    docs/results/input_formats.md: no published direction appears; too little pretraining
 Size:      6 variants x 3 seeds, a BERT of 2 layers, 128 wide: 1,000 steps of pretraining, 150 of
-           fine-tuning. Not run to its end yet
+           fine-tuning
 
 Each model sees 32,000 sequences of 64 tokens, and is then fine-tuned on the tags of masking.py.
 ``large_batches`` has batches of eight times the size at seven times the rate, as in table 3 of the
