@@ -86,6 +86,8 @@ class ConversationSource(Source):
       beginning, and ``margin`` if there is one
     - ``prompt``, ``completions`` and ``scores``: several answers and a number for each
 
+    A ``prompt`` that all answers repeat, as a text or as messages, is read once.
+
     ``system`` is the first message of records that have it, ``tools`` is for the template. A record
     in which no assistant says anything is invalid.
     """
@@ -195,7 +197,7 @@ def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
     if row.get("prompt") is not None and row.get("completion") is not None:
         prompt = _either(row["prompt"], "prompt", where)
         completion = _either(row["completion"], "completion", where, "assistant")
-        return (*_matching(prompt, (completion,), system, where), ())
+        return (*_matching(*_apart(prompt, (completion,)), system, where), ())
     raise Invalid(
         where,
         "has none of the fields messages, conversations, instruction, prompt and completion, "
@@ -207,12 +209,8 @@ def _pair(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> 
     chosen = _either(row["chosen"], "chosen", where, "assistant")
     rejected = _either(row["rejected"], "rejected", where, "assistant")
     if row.get("prompt") is not None:
-        prompt = _either(row["prompt"], "prompt", where)
-        if not isinstance(chosen, str) and not isinstance(prompt, str):
-            # Some data repeat the prompt in both answers.
-            repeated = all(answer[: len(prompt)] == prompt for answer in (chosen, rejected))
-            if repeated and min(len(chosen), len(rejected)) > len(prompt):
-                chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        given = _either(row["prompt"], "prompt", where)
+        prompt, (chosen, rejected) = _apart(given, (chosen, rejected))
     else:
         if isinstance(chosen, str) is not isinstance(rejected, str):
             raise Invalid(where, "has a text and messages for chosen and rejected")
@@ -237,8 +235,28 @@ def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -
         raise Invalid(where, "has a score that is not a finite number")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     turns = tuple(_either(answers[i], "completions", where, "assistant") for i in order)
-    prompt = _either(row.get("prompt") or "", "prompt", where)
+    prompt, turns = _apart(_either(row.get("prompt") or "", "prompt", where), turns)
     return (*_matching(prompt, turns, system, where), tuple(float(scores[i]) for i in order))
+
+
+def _apart(prompt: Turns, answers: tuple[Turns, ...]) -> tuple[Turns, tuple[Turns, ...]]:
+    """The prompt, and the answers without it: some data repeat it in each of them.
+
+    Beside messages, a text is what the user says; the answers may begin with a system message.
+    """
+    lists = [answer for answer in answers if not isinstance(answer, str)]
+    if len(lists) < len(answers):
+        return prompt, answers
+    first = lists[0][: lists[0][0]["role"] == "system"]
+    if isinstance(prompt, str):
+        asked = lists[0][len(first) : len(first) + 1]
+        if [(one["role"], _text_of(one).strip()) for one in asked] != [("user", prompt.strip())]:
+            asked = ({"role": "user", "content": prompt},)
+        prompt = asked if prompt else ()
+    whole = prompt if prompt[: len(first)] == first else first + prompt
+    if all(answer[: len(whole)] == whole and len(answer) > len(whole) for answer in lists):
+        return whole, tuple(answer[len(whole) :] for answer in lists)
+    return prompt, answers
 
 
 def _matching(
@@ -252,9 +270,8 @@ def _matching(
         completions = tuple(({"role": "assistant", "content": turns},) for turns in completions)
     elif any(plain[1:]):
         raise Invalid(where, "has a plain text beside messages; give both the same form")
-    if isinstance(prompt, str):
-        prompt = ({"role": "user", "content": prompt},) if prompt else ()
-    return system + prompt, completions
+    assert not isinstance(prompt, str)  # beside messages, `_apart` made it one
+    return (prompt if prompt[: len(system)] == system else system + prompt), completions
 
 
 def _either(value: Any, name: str, where: Where, role: str = "user") -> Turns:

@@ -61,6 +61,38 @@ def test_a_prompt_that_both_answers_repeat_is_one_prompt(prompt):
     assert (found.scores, found.margin) == ((1.0, 0.0), 2.0)
 
 
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "expected"),
+    [
+        ({"prompt": "Hi"}, (), said("Hi")),
+        ({"prompt": "Hi\n"}, (), said("Hi")),
+        ({"prompt": "Hi"}, (SYSTEM,), (SYSTEM, *said("Hi"))),
+        ({"prompt": list(said("Hi"))}, (SYSTEM,), (SYSTEM, *said("Hi"))),
+        ({"prompt": "Hi", "system": "S"}, (), (SYSTEM, *said("Hi"))),
+        ({"prompt": "Hi", "system": "S"}, (SYSTEM,), (SYSTEM, *said("Hi"))),
+    ],
+)
+def test_a_prompt_that_is_given_and_repeated_in_messages_is_read_once(fields, first, expected):
+    good, bad = [*first, *said("Hi", "Hello")], [*first, *said("Hi", "Go")]
+    answers = (said("Hi", "Hello")[1:], said("Hi", "Go")[1:])
+    for row in (
+        {"chosen": good, "rejected": bad},
+        {"completions": [bad, good], "scores": [1, 2]},
+        {"completion": good},
+    ):
+        found = conversation({**fields, **row})
+        assert (found.prompt, found.completions) == (expected, answers[: len(found.completions)])
+
+
+def test_a_prompt_that_is_not_repeated_stays_before_the_answers():
+    answers = {"chosen": [*said("Hi", "Hello")[1:]], "rejected": [*said("Hi", "Go")[1:]]}
+    assert conversation({"prompt": "Hi", **answers}).prompt == said("Hi")
+    assert conversation({"prompt": "", **answers}).prompt == ()
+
+
 def test_completions_are_ordered_by_their_scores():
     found = conversation({"prompt": "Hi", "completions": ["c", "a", "b"], "scores": [1, 3, 2]})
     assert (found.completions, found.scores) == (("a", "b", "c"), (3.0, 2.0, 1.0))
