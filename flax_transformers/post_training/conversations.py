@@ -264,7 +264,13 @@ def _matching(
 ) -> tuple[Turns, tuple[Turns, ...]]:
     """Prompt and completions of one kind: all plain texts, or all messages."""
     plain = [isinstance(turns, str) for turns in (prompt, *completions)]
-    if all(plain) and not system:
+    if all(plain):
+        if system:
+            raise Invalid(
+                where,
+                "has plain texts, and a system message, which only messages can have; give prompt "
+                "and answers as messages, or leave out 'system'",
+            )
         return prompt, completions
     if all(plain[1:]) and not plain[0]:  # messages that are answered by texts
         completions = tuple(({"role": "assistant", "content": turns},) for turns in completions)

@@ -125,6 +125,10 @@ def test_values_of_parquet_files_are_bytes():
             {"prompt": "Hi", "chosen": "b", "rejected": list(said("a"))},
             "has a plain text beside messages",
         ),
+        (
+            {"system": "S", "prompt": "a", "chosen": "b", "rejected": "c"},
+            "has plain texts, and a system message, which only messages can have",
+        ),
         ({"prompt": "a", "completions": ["b"], "scores": [1]}, "1 completions and 1 scores"),
         (
             {"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]},
