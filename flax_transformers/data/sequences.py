@@ -184,15 +184,16 @@ def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dic
     if tokenizer is None:
         raise UserError("examples are texts; give the data a tokenizer")
     (sentences,) = encode_sentences(tokenizer, [text])
-    tokens = np.concatenate([np.zeros(0, np.int32), *sentences])[: spec.length]
-    if not len(tokens):
+    tokens = np.concatenate([np.zeros(0, np.int32), *sentences])
+    ends = np.unique(np.cumsum([len(one) for one in sentences], dtype=np.int32))
+    ends = ends[ends > 0]
+    kept = min(len(tokens), spec.length)
+    if kept < 1:
         raise UserError(f"an example has no text: {text[:40]!r}; leave it out")
-    ends = np.cumsum([len(one) for one in sentences])
-    within = [*ends[ends < len(tokens)].tolist(), len(tokens)]
     return {
-        "tokens": tokens,
-        "document_ends": np.array([len(tokens)], np.int32),
-        "sentence_ends": np.array(sorted(set(within) - {0}), np.int32),
+        "tokens": tokens[:kept],
+        "document_ends": ends[-1:][ends[-1:] == kept],
+        "sentence_ends": ends[ends <= kept],
     }
 
 

@@ -18,10 +18,12 @@ from flax_transformers.data.dataset import (
     training_examples,
 )
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.sequences import raw_example
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.next_sentence import NextSentence
+from flax_transformers.objectives.prefix_lm import PrefixLM
 
 TEXTS = [f"Text number {n} is read. Then comes the next." for n in range(12)]
 ROWS = [{"input_ids": np.full(4, n, np.int32), "labels": np.array(n)} for n in range(12)]
@@ -75,6 +77,20 @@ def test_pairs_of_texts_come_from_different_items():
     example = examples.read(3, np.random.default_rng(0))
     assert len(example["other_tokens"])
     assert not np.array_equal(example["tokens"], example["other_tokens"])
+
+
+@pytest.mark.parametrize("objective", [CausalLM(), PrefixLM()])
+def test_a_text_that_is_cut_does_not_end(objective):
+    spec = objective.window_spec(9)
+    (text,) = ByteTokenizer().encode_batch(["A cut text"])
+    cut, whole = (raw_example(one, spec, ByteTokenizer()) for one in ("A cut text", "A cut te"))
+    np.testing.assert_array_equal(cut["tokens"], text[:8])
+    assert cut["document_ends"].dtype == np.int32
+    assert (cut["document_ends"].tolist(), whole["document_ends"].tolist()) == ([], [8])
+    vocab = ByteTokenizer().vocabulary
+    for example, ends in ((cut, 0), (whole, 1)):
+        row = objective.prepare(example, np.random.default_rng(0), vocab, 9)
+        assert (row["labels"] == vocab.end_id).sum() == ends
 
 
 def test_evaluation_reads_each_held_out_item_once():
