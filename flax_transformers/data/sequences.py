@@ -45,7 +45,8 @@ class SequenceDataset(DatasetDefaults):
 
     ``train``, ``validation``: sequences of examples. An example is a dict of numpy arrays, or,
     with a ``tokenizer``, a text or a dict with a text under "text". Texts are tokenized when they
-    are read; each is one example, cut to the sequence length.
+    are read; each is one example, cut to the sequence length, and to whole sentences if the
+    objective reads where they end.
     ``prepared``: examples are rows as the model takes them (``input_ids`` ...), of equal shapes.
     False: they are the raw input of the objective's ``prepare`` (``tokens`` ...).
     ``tokenizer``: also saved with checkpoints. ``vocab``: special ids for the objective, if
@@ -187,7 +188,7 @@ def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dic
     tokens = np.concatenate([np.zeros(0, np.int32), *sentences])
     ends = np.unique(np.cumsum([len(one) for one in sentences], dtype=np.int32))
     ends = ends[ends > 0]
-    kept = min(len(tokens), spec.length)
+    kept = _length(ends, spec) if len(ends) else 0
     if kept < 1:
         raise UserError(f"an example has no text: {text[:40]!r}; leave it out")
     return {
@@ -195,6 +196,19 @@ def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dic
         "document_ends": ends[-1:][ends[-1:] == kept],
         "sentence_ends": ends[ends <= kept],
     }
+
+
+def _length(ends: np.ndarray, spec: WindowSpec) -> int:
+    """Number of tokens that are kept of a text with sentences that have these ``ends``.
+
+    Where the objective pairs sentences, none is cut that is not longer than the example: a pair
+    with half a sentence could be told from others by its length.
+    """
+    kept = min(int(ends[-1]), spec.length)
+    if spec.sentences is not None:
+        kept = min(kept, int(ends[: spec.sentences][-1]))
+    whole = ends[ends <= kept] if spec.whole_sentences and spec.sentence_ends else ends[:0]
+    return int(whole[-1]) if len(whole) else kept
 
 
 class GeneratorBatches(Iterator[dict[str, np.ndarray]]):

@@ -93,6 +93,23 @@ def test_a_text_that_is_cut_does_not_end(objective):
         assert (row["labels"] == vocab.end_id).sum() == ends
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences", "kept", "ends"),
+    [
+        ("One. Two. Three.", 2, [5, 10], []),
+        ("One. Two.", 2, [5, 9], [9]),
+        ("One. Two. Three is longer than the row.", None, [5, 10], []),
+        ("This sentence is longer than the row.", None, [], []),
+    ],
+)
+def test_a_text_for_pairs_of_sentences_is_cut_after_a_sentence(text, sentences, kept, ends):
+    spec = NextSentence(single_sentences=sentences is not None).window_spec(32)
+    example = raw_example(text, spec, ByteTokenizer())
+    assert len(example["tokens"]) == (kept[-1] if kept else spec.length)
+    assert example["sentence_ends"].tolist() == kept
+    assert example["document_ends"].tolist() == ends
+
+
 def test_evaluation_reads_each_held_out_item_once():
     data = SequenceDataset(ROWS, validation=ROWS[:5], prepared=True)
     examples = data.examples("validation", CausalLM().window_spec(4))
