@@ -88,7 +88,7 @@ class SequenceDataset(DatasetDefaults):
         items = self.train if split == "train" else self.validation
         if items is None:
             return None
-        return SequenceExamples(items, spec, self.tokenizer, self.prepared)
+        return SequenceExamples(items, spec, self.tokenizer, self.prepared, split == "train")
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> SequenceDataset:
         known = fitted_vocabulary(self.vocabulary, vocab_size, pad_id, target_vocab_size)
@@ -149,9 +149,15 @@ class SequenceExamples(Examples):
     spec: WindowSpec
     tokenizer: Tokenizer | None = None
     is_prepared: bool = False
+    training: bool = True
+    """Whether images come with a second one; a text does so in evaluation too."""
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def plain(self) -> SequenceExamples:
+        return replace(self, training=False)
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -160,7 +166,8 @@ class SequenceExamples(Examples):
 
     def read(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = raw_example(self.items[index], self.spec, self.tokenizer)
-        if self.spec.other and not self.is_prepared and "other_tokens" not in example:
+        wanted = self.spec.other and (self.training or "tokens" in example)
+        if wanted and not self.is_prepared and "other_tokens" not in example:
             other = (index + 1 + int(rng.integers(max(1, len(self) - 1)))) % len(self)
             second = raw_example(self.items[other], self.spec, self.tokenizer)
             example |= {f"other_{n}": a for n, a in second.items() if n != "document_ends"}

@@ -22,6 +22,7 @@ from flax_transformers.data.sequences import raw_example
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.prefix_lm import PrefixLM
 
@@ -108,6 +109,20 @@ def test_a_text_for_pairs_of_sentences_is_cut_after_a_sentence(text, sentences, 
     assert len(example["tokens"]) == (kept[-1] if kept else spec.length)
     assert example["sentence_ends"].tolist() == kept
     assert example["document_ends"].tolist() == ends
+
+
+@pytest.mark.parametrize("objective", [ImageClassification(mixup=0.8), NextSentence()])
+def test_held_out_texts_come_in_pairs_and_held_out_images_alone(objective):
+    images = [{"image": np.full((4, 4, 3), n, np.uint8), "label": np.array(n)} for n in range(5)]
+    items = images if isinstance(objective, ImageClassification) else TEXTS
+    data = SequenceDataset(items, items, tokenizer=ByteTokenizer())
+    spec = objective.window_spec(32)
+    train, held_out = (data.examples(split, spec) for split in ("train", "validation"))
+    pairs = [
+        any(name.startswith("other_") for name in examples.read(0, np.random.default_rng(0)))
+        for examples in (train, train.plain, held_out)
+    ]
+    assert pairs == [True, items is TEXTS, items is TEXTS]
 
 
 def test_evaluation_reads_each_held_out_item_once():
