@@ -221,7 +221,9 @@ def _length(ends: np.ndarray, spec: WindowSpec) -> int:
 class GeneratorBatches(Iterator[dict[str, np.ndarray]]):
     """Batches of the items that a generator yields, in its order; it starts again at its end.
 
-    ``generate``: called for each pass, without arguments. Items are as in `SequenceDataset`.
+    ``generate``: called for each pass, without arguments. Items are as in `SequenceDataset`, but
+    for an objective that draws a second example for each (``WindowSpec.other``), such as
+    NextSentence, they are dicts that contain it.
     ``rows``: the rows of each global batch that this host makes, default all; every host reads the
     whole generator. Without exact resume: set to another ``position`` than 0, the stream logs that
     the generator starts from its beginning.
@@ -274,6 +276,11 @@ class GeneratorBatches(Iterator[dict[str, np.ndarray]]):
     def _row(self, item: Any, number: int) -> dict[str, np.ndarray]:
         row = raw_example(item, self._spec, self._tokenizer)
         if not self._prepared:
+            if self._spec.other and not any(name.startswith("other_") for name in row):
+                raise UserError(
+                    "the objective draws a second example for each, which a generator cannot give; "
+                    "use a SequenceDataset, or yield the second one too (other_tokens ...)"
+                )
             rng = np.random.Generator(
                 np.random.Philox(key=np.array([self._key, number], np.uint64))
             )

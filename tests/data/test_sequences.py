@@ -179,6 +179,22 @@ def test_an_empty_generator_raises():
         next(generated([]))
 
 
+@pytest.mark.parametrize("objective", [ImageClassification(mixup=0.8), NextSentence()])
+def test_a_generator_without_second_examples_is_refused_where_they_are_needed(objective):
+    images = isinstance(objective, ImageClassification)
+    image = {"image": np.zeros((32, 32, 3), np.uint8), "label": np.array(1)}
+    item = image if images else {"tokens": np.array([5, 6]), "sentence_ends": np.array([1, 2])}
+    item |= {} if images else {"document_ends": np.array([2])}
+    both = item | {f"other_{name}": value for name, value in item.items()}
+    settings = {"sequence_length": 32, "batch_size": 2, "tokenizer": ByteTokenizer()}
+    vocab = ByteTokenizer().vocabulary
+    assert next(GeneratorBatches(lambda: iter([both]), objective, vocab, **settings))
+    for items in ([item], [image if images else TEXTS[0]]):
+        batches = GeneratorBatches(lambda items=items: iter(items), objective, vocab, **settings)
+        with pytest.raises(UserError, match="draws a second example for each"):
+            next(batches)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows(PythonData):
     """As a config file of the user's may define it."""
