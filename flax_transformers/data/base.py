@@ -113,7 +113,8 @@ class Dataset(Protocol):
         """The data with the part of its vocabulary that a model has embeddings for.
 
         ``pad_id``: the model's padding id, -1 for none. Raises UserError if the text contains a
-        token that the model has no embedding for."""
+        token that the model has no embedding for. If that is not known, the whole vocabulary is
+        kept, which the check of the run then refuses."""
 
     def scored_on(self, other: Any) -> Dataset:
         """The training split of this data, with the evaluation set ``other`` as what is held out.

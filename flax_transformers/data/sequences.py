@@ -22,7 +22,7 @@ from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import Seed, key_of, stacked
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.encoding import encode_sentences
-from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+from flax_transformers.data.tokenizers.fitting import padded_vocabulary
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Objective, Vocabulary, WindowSpec
@@ -91,7 +91,7 @@ class SequenceDataset(DatasetDefaults):
         return SequenceExamples(items, spec, self.tokenizer, self.prepared, split == "train")
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> SequenceDataset:
-        known = fitted_vocabulary(self.vocabulary, vocab_size, pad_id, target_vocab_size)
+        known = padded_vocabulary(self.vocabulary, vocab_size, pad_id)
         return self if known == self.vocabulary else replace(self, vocab=known)
 
 

@@ -21,6 +21,7 @@ from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batch
 from flax_transformers.data.sequences import raw_example
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.next_sentence import NextSentence
@@ -150,6 +151,14 @@ def test_items_that_are_no_examples_raise(items):
     tokenizer = None if items == ["text"] else ByteTokenizer()
     with pytest.raises(UserError):
         next(stream(SequenceDataset(items, tokenizer=tokenizer)))
+
+
+def test_a_model_with_fewer_embeddings_leaves_the_vocabulary_whole():
+    data = SequenceDataset(TEXTS, tokenizer=ByteTokenizer())
+    assert data.fitted(100, -1, 100).vocabulary == data.vocabulary
+    ids = SequenceDataset(TEXTS, vocab=Vocabulary(size=50, pad_id=2, has_pad=False))
+    fitted = ids.fitted(40, 55, 40).vocabulary, ids.fitted(60, 55, 60).vocabulary
+    assert [(one.size, one.pad_id) for one in fitted] == [(50, 0), (50, 55)]
 
 
 def generated(items, **changes):

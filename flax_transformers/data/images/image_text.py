@@ -25,7 +25,7 @@ from flax_transformers.data.store.tokenizer import (
     load_saved_tokenizer,
     save_tokenizer,
 )
-from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+from flax_transformers.data.tokenizers.fitting import padded_vocabulary
 from flax_transformers.data.tokenizers.load import Tokenizer, TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary, WindowSpec
@@ -252,7 +252,7 @@ class PreparedPairs(DatasetDefaults):
         return self.tokenizer.vocabulary if self.known is None else self.known
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> PreparedPairs:
-        known = fitted_vocabulary(self.vocabulary, vocab_size, pad_id, target_vocab_size)
+        known = padded_vocabulary(self.vocabulary, vocab_size, pad_id)
         return self if known == self.vocabulary else replace(self, known=known)
 
     def examples(self, split: Split, spec: WindowSpec) -> PairedExamples | None:

@@ -139,12 +139,16 @@ class PreparedText(DatasetDefaults):
 
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> PreparedText:
         whole = self.vocabulary
+        if self.target_tokenizer is not None:  # the counts are of both vocabularies
+            if self._beyond(vocab_size) is not None:
+                vocab_size = max(vocab_size, whole.size)
+            if self._beyond(target_vocab_size) is not None:
+                target_vocab_size = max(target_vocab_size, whole.of_targets.size)
         known = fitted_vocabulary(whole, vocab_size, pad_id, target_vocab_size)
         if known == whole:
             return self
         if known.size < whole.size:
-            if self.target_tokenizer is None:  # otherwise the counts are of both vocabularies
-                self.refuse_unknown_tokens(vocab_size)
+            self.refuse_unknown_tokens(vocab_size)
             warn_left_out(self.tokenizer, whole, known)
         return replace(self, known=known)
 
@@ -153,17 +157,23 @@ class PreparedText(DatasetDefaults):
 
     def refuse_unknown_tokens(self, vocab_size: int) -> None:
         """Raises UserError if the text contains an id of ``vocab_size`` or more."""
+        token = self._beyond(vocab_size)
+        if token is not None:
+            name = self.tokenizer.pieces([token])[0]
+            raise UserError(
+                f"the text in {self.directory} has the token {name!r} with id {token}, but "
+                f"model.vocab_size is {vocab_size}; set --model.vocab-size "
+                f"{self.tokenizer.vocabulary.size} for a model that is trained from scratch, "
+                "or use the tokenizer of the model"
+            )
+
+    def _beyond(self, vocab_size: int) -> int | None:
+        """An id of ``vocab_size`` or more in the text; None if there is none."""
         for store in filter(None, (self.train, self.validation)):
             beyond = store.unigram_counts[vocab_size:].nonzero()[0]
             if len(beyond):
-                token = vocab_size + int(beyond[0])
-                name = self.tokenizer.pieces([token])[0]
-                raise UserError(
-                    f"the text in {self.directory} has the token {name!r} with id {token}, but "
-                    f"model.vocab_size is {vocab_size}; set --model.vocab-size "
-                    f"{self.tokenizer.vocabulary.size} for a model that is trained from scratch, "
-                    "or use the tokenizer of the model"
-                )
+                return vocab_size + int(beyond[0])
+        return None
 
     def verify(self) -> None:
         for store in filter(None, (self.train, self.validation)):

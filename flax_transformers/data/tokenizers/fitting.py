@@ -25,6 +25,12 @@ def fitted_vocabulary(
     return dataclasses.replace(known, target=whole.target.within(target_vocab_size, pad_id))
 
 
+def padded_vocabulary(whole: Vocabulary, vocab_size: int, pad_id: int) -> Vocabulary:
+    """`fitted_vocabulary` of text that is tokenized when it is read: any token may occur in it, so
+    none is left out, and the check of the run refuses a model with fewer embeddings."""
+    return fitted_vocabulary(whole, max(vocab_size, whole.size), pad_id, whole.of_targets.size)
+
+
 def warn_left_out(tokenizer: Tokenizer, whole: Vocabulary, known: Vocabulary) -> None:
     """Logs how many tokens of the tokenizer the model lacks, and their roles."""
     lost = {role: i for role, i in whole.roles.items() if i >= known.size}

@@ -142,6 +142,12 @@ def test_a_tokenizer_is_trained_once_on_the_captions(tmp_path):
     assert prepare(data(tmp_path / "pairs", tokenizer=given)).vocabulary.size == 262
 
 
+def test_captions_keep_the_whole_vocabulary_for_a_smaller_model(tmp_path):
+    write_lines(tmp_path / "pairs")
+    prepared = prepare(data(tmp_path / "pairs", tokenizer=TokenizerConfig("bytes")))
+    assert prepared.fitted(100, -1, 100).vocabulary.size == 262
+
+
 MADE = (
     ClassTexts(("zero", "one", "two"), ("the number {}", "{}"), "en"),
     ClassTexts(("null", "eins", "zwei"), ("die Zahl {}",), "de"),

@@ -86,6 +86,19 @@ def test_a_tokenizer_of_targets_is_trained_on_these_and_the_store_fits_its_ids(p
     assert (vocabulary.size, vocabulary.target.size, swapped.train.vocab_size) == (262, 289, 289)
 
 
+def test_no_vocabulary_is_reduced_while_the_text_of_either_side_may_need_it(pairs, tmp_path):
+    def sizes(*rows):
+        vocabulary = prepared.fitted(rows[0], -1, rows[1]).vocabulary
+        return vocabulary.size, vocabulary.target.size
+
+    prepared = prepare(data_of(pairs), tmp_path / "store")
+    assert sizes(100, 262) == sizes(289, 100) == sizes(300, 300) == (289, 262)
+    prepared = prepare(data_of(pairs, BYTES, BYTES), tmp_path / "bytes")
+    used = 1 + int(np.flatnonzero(prepared.train.unigram_counts)[-1])
+    assert used < 262 and sizes(used, used) == (used, used)  # neither side has a larger id
+    assert sizes(used, used - 1) == (used, 262)
+
+
 def test_jobs_wait_for_both_tokenizers_and_make_the_store_of_one_process(pairs, tmp_path):
     data = data_of(pairs, BYTES, UNIGRAM)
     with pytest.raises(UserError, match="not started"):
