@@ -109,9 +109,8 @@ class Inputs:
                 others = (*self.choices.choice_fields, *answer)
             yield Part(row_file(path, _SPLIT, self.fields, others), partial(parse, self.fields))
         elif kind is not None and self.words:
-            # The word's own column in place of the tag's: files to be tagged need not have tags.
-            column = self.word_column
-            yield from TaggedSource(str(path), word_column=column, tag_column=column).parts()
+            source = TaggedSource(str(path), word_column=self.word_column)
+            yield from source.parts(tagged=False)
         else:
             raise UserError(
                 f"--input {path} is of no kind that is read; give a .txt file with a text in each "

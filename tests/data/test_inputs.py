@@ -48,6 +48,13 @@ def test_sentences_in_columns_need_no_tags(tmp_path):
     assert texts(Inputs(path, words=True).rows()) == [("One", "two"), ("three",)]
 
 
+def test_words_in_columns_may_be_no_names_of_tags(tmp_path):
+    words = ("می\u200cروم", "10\u00a0000", "क\u094d\u200dष")
+    for name in ("a.conllu", "a.iob2", "a.conll"):
+        path = write(tmp_path / name, "".join(f"1\t{word}\n" for word in words))
+        assert texts(Inputs(path, words=True).rows()) == [words]
+
+
 def test_contexts_of_questions_keep_their_ends(tmp_path):
     paragraph = {"context": " So. ", "qas": [{"id": "1", "question": "How?", "answers": []}]}
     squad = {"data": [{"title": "t", "paragraphs": [paragraph]}]}

@@ -47,12 +47,16 @@ class TaggedSource(Source):
 
     label_kind: ClassVar[LabelKind] = "tags"
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self, *, tagged: bool = True) -> Iterator[Part]:
+        """See `Source`. Unless ``tagged``, tags are not read, and may be missing."""
         for _, path in self.files():
-            yield Part(TextFile(path, "blank_line", cut=False), partial(_sentence, self))
+            parse = partial(_sentence, self, tagged)
+            yield Part(TextFile(path, "blank_line", cut=False), parse)
 
 
-def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) -> Document:
+def _sentence(
+    source: TaggedSource, tagged: bool, decoder: Decoder, raw: bytes, place: Place
+) -> Document:
     too_long(raw, place)
     words: list[str] = []
     tags: list[str] = []
@@ -70,17 +74,18 @@ def _sentence(source: TaggedSource, decoder: Decoder, raw: bytes, place: Place) 
             continue
         if columns[0] == "-DOCSTART-" or (numbered and _NO_WORD.fullmatch(columns[0])):
             continue
+        asked = (source.word_column, source.tag_column) if tagged else (source.word_column,)
         try:
-            word, tag = columns[source.word_column], columns[source.tag_column]
+            word, *tag = (columns[column] for column in asked)
         except IndexError:
             raise Invalid(
                 where,
-                f"has {len(columns)} columns, but {source.word_column} and {source.tag_column} "
+                f"has {len(columns)} columns, but {' and '.join(map(str, asked))} "
                 "(from 0) are asked for",
             ) from None
         count = count or len(columns)
         if len(columns) != count:  # a blank in a word, or a column that is missing
             raise Invalid(where, f"has {len(columns)} columns, but the word before has {count}")
         words.append(word)
-        tags.append(class_name(tag, where))
+        tags += [class_name(one, where) for one in tag]
     return Document(tuple(words), tuple(tags), words=True)
