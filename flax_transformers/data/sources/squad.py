@@ -106,7 +106,9 @@ def _question(
         found = [(answer["answer_start"], answer["text"]) for answer in answers]
     except (TypeError, KeyError) as error:
         raise Invalid(where, "has an answer without answer_start or text") from error
-    return _checked(asked, context, found, title, str(question.get("id", "")), where)
+    name = question.get("id", "")
+    name = text_in(decoder, {"id": name}, "id", where) if isinstance(name, str) else str(name)
+    return _checked(asked, context, found, title, name, where)
 
 
 def _example(decoder: Decoder, row: Mapping[str, Any], where: Where) -> Question:

@@ -135,6 +135,7 @@ def test_articles_are_held_out_as_a_whole(tmp_path):
         ({"answers": [{"text": "1870"}]}, "an answer without answer_start or text"),
         ({"question": " "}, "has no question"),
         ({"question": 3}, "has a int in 'question', not text"),
+        ({"id": "\ud800"}, "is not valid UTF-8"),
     ],
 )
 def test_a_bad_question_is_named_or_skipped_and_counted(damage, said, tmp_path):
@@ -148,6 +149,17 @@ def test_a_bad_question_is_named_or_skipped_and_counted(damage, said, tmp_path):
     source = QuestionSource(str(tmp_path / "squad.json"), on_invalid="skip")
     assert len(list(sources.read_documents(source, counts=counts))) == 1
     assert counts.invalid == 1
+
+
+def test_an_id_may_be_a_number_or_text_that_is_replaced(tmp_path):
+    content = squad(("a", CONTEXT, QUESTIONS[:3]))
+    rows = content["data"][0]["paragraphs"][0]["qas"]
+    rows[0]["id"], rows[1]["id"] = 7, "a\ud800"
+    del rows[2]["id"]
+    (tmp_path / "squad.json").write_text(json.dumps(content))
+    source = QuestionSource(str(tmp_path / "squad.json"), on_invalid="replace")
+    found = [document for _, document in sources.read_documents(source)]
+    assert [question_of_record(one.record).name for one in found] == ["7", "a" + 3 * "\ufffd", ""]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": 3}', b'{"data": [{}]}', b"\xff\xfe"])
