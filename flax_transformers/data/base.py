@@ -43,7 +43,8 @@ class EvaluationSet:
 
     name: str
     source: Any
-    """A source of the kind that the training data has; all of it is scored."""
+    """A source of the kind that the training data has; all of it is scored, but of a `SignalSource`
+    the held-out arrays, if it has such."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _SET_NAME.fullmatch(self.name):

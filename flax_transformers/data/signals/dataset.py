@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,6 +25,9 @@ class SignalData(PythonData):
 
     Example i has array i of each source. In training, sources with fewer arrays than the longest
     start again; held-out examples are as many as the shortest has, so that none counts twice.
+
+    Of an evaluation set (`EvaluationSet`) the held-out arrays are scored, or all of its only split,
+    ``train``.
     """
 
     sources: tuple[SignalSource, ...]
@@ -81,7 +84,25 @@ class SignalData(PythonData):
                 f"the source of the evaluation set {one.name!r} is a {type(one.source).__name__}; "
                 "give a source of signals, as the training data has"
             )
-        return replace(self, sources=(one.source,))
+        return _EvaluatedSignals(**vars(self) | {"sources": (one.source,)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluatedSignals(SignalData):
+    """An evaluation set: what is scored is the training split of its dataset."""
+
+    def load(self) -> Dataset:
+        (source,) = self.sources
+        held_out = SignalItems(self.sources, "validation")
+        items = held_out if len(held_out) else SignalItems(self.sources, "train")
+        if not len(items):
+            raise UserError(
+                f"the source {source.name!r} of an evaluation set has no arrays; check "
+                "evaluation.sets"
+            )
+        return SequenceDataset(
+            items, label_names=self.label_names, name=f"evaluation set of {source.name}"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from flax_transformers.config_json import from_json, to_json
+from flax_transformers.data.base import EvaluationSet
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.signals.dataset import SignalData
 from flax_transformers.data.signals.generated import MovingDigits, Solids, Tones, log_mel, word
 from flax_transformers.data.signals.sources import ArraySource, Digits, EmbeddedBytes
@@ -129,6 +131,30 @@ def test_arrays_are_read_from_files_with_their_labels(tmp_path):
     relabelled = data.load().fingerprint
     np.save(tmp_path / "train.npy", arrays[::-1])
     assert len({before, relabelled, data.load().fingerprint}) == 3
+
+
+def scored(data, source):
+    """The arrays of an evaluation set that are scored."""
+    own = prepare(data.of_evaluation_set(EvaluationSet("x", source)))
+    examples = prepare(data).scored_on(own).examples("validation", SPEC)
+    return [examples.read(i, RNG)[source.name] for i in range(len(examples))]
+
+
+def test_an_evaluation_set_scores_what_its_source_holds_out(tmp_path):
+    tones = Tones(name="audio", **FEW)
+    data, held_out = SignalData(sources=(tones,)), tones.opened("validation")
+    found = scored(data, tones)  # as in training, which no set may be scored on
+    np.testing.assert_array_equal(found, [held_out[i] for i in range(len(held_out))])
+    shape = {"array_shape": tones.shape, "array_dtype": tones.dtype, "classes": tones.label_names}
+    files = ArraySource(name="audio", path=str(tmp_path), **shape)
+    with pytest.raises(UserError, match="There is no file .*train.npy"):
+        scored(data, files)
+    for split in ("train", "validation"):
+        np.save(tmp_path / f"{split}.npy", np.array(found)[: 3 if split == "train" else 2])
+        np.save(tmp_path / f"{split}_labels.npy", np.arange(3 if split == "train" else 2))
+        assert len(scored(data, files)) == (3 if split == "train" else 2)
+    (tmp_path / "train.npy").unlink()
+    np.testing.assert_array_equal(scored(data, files), found[:2])
 
 
 def test_generated_arrays_are_kept_up_to_a_number_of_bytes():
