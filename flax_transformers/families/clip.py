@@ -221,6 +221,10 @@ class ClipClassifierConfig(ClipVision):
 
     architecture: str = "CLIPForImageClassification"
 
+    @property
+    def feature_pool(self) -> Literal["mean", "cls"]:
+        return "mean"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextConfig(TextConfig):

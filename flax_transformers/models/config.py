@@ -640,6 +640,11 @@ class VisionConfig(TransformerConfig):
         return ("class_token",) if self.pooling == "class" else ()
 
     @property
+    def feature_pool(self) -> Literal["mean", "cls"]:
+        """The features of an image: the mean of its patches, or the class token."""
+        return "cls" if self.pooling == "class" else "mean"
+
+    @property
     def token_positions(self) -> int:
         """Rows at the start of the position table that belong to these tokens."""
         return len(self.tokens)

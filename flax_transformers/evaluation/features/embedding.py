@@ -93,24 +93,27 @@ class TextEmbedding:
 
 
 def encoder_of(model: Any) -> VisionModel:
-    """The layers of a vision model over all patches; it takes the model's parameters.
+    """A model whose ``hidden_states`` are those of all patches, by the given model's parameters.
 
-    Raises UserError for another kind of model.
+    Raises UserError for another kind of model than those of one image.
     """
     if not isinstance(model, VisionModel):
         raise UserError(
             f"a {type(model).__name__} has no vector of an image; give a model of the ViT's kind"
         )
+    if "noise" not in model.inputs:
+        return model
+    # A masked autoencoder, which hides patches: its layers alone are those of a ViT.
     return VisionModel(config=model.config, compute=model.compute, parts=model.parts)
 
 
 def image_embedding(config: VisionConfig, pixels: PixelInput, pool: Pool | None) -> ImageEmbedding:
     """The embedding with the normalization of an objective.
 
-    ``pool`` None: what the model's classifier gets. Raises UserError for the class token of a model
-    without one.
+    ``pool`` None: what the model's classifier gets, or the mean where that is learned. Raises
+    UserError for the class token of a model without one.
     """
-    pool = pool or ("mean" if config.pooling == "average" else "cls")
+    pool = pool or config.feature_pool
     if pool == "cls" and not config.tokens:
         raise UserError("the model has no class token, which --pool cls gives; use --pool mean")
     return ImageEmbedding(mean=pixels.mean, std=pixels.std, pool=pool, tokens=len(config.tokens))

@@ -52,8 +52,8 @@ def probe_evaluator(
         raise UserError("evaluation.probes are for models of images; leave evaluation.probes empty")
     if not classes:
         raise UserError("evaluation.probes need images with classes, and the data has none")
-    objective: Any = image_embedding(config.model, pixels, None)
     functions = model_functions(encoder_of(model))
+    objective: Any = image_embedding(config.model, pixels, None)
     parts = [("", prepared), *sets]
     compiled = once_per_mesh(lambda s: prediction_step(objective, functions, s.params, s.mesh))
 

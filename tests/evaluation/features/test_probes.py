@@ -23,6 +23,7 @@ from flax_transformers.evaluation.features.embedding import (
     image_embedding,
 )
 from flax_transformers.evaluation.features.probes import probe_evaluator
+from flax_transformers.families.coatnet import CoAtNetConfig
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
@@ -81,6 +82,55 @@ def test_features_are_of_all_patches_and_of_no_head():
     assert hidden.shape == (2, 17, 8)
     np.testing.assert_allclose(found["mean"], hidden[:, 1:].mean(1), atol=1e-6)
     np.testing.assert_allclose(found["cls"], hidden[:, 0], atol=1e-6)
+
+
+COATNET = CoAtNetConfig(
+    image_size=8, stem_widths=(8, 8), stage_widths=(8, 8, 16, 16), stage_depths=(1, 1, 1, 1),
+    strides=(2, 1, 2, 1, 1), head_dim=8, hidden_head=False, num_labels=3,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        COATNET,
+        tiny_architecture("CLIPForImageClassification", image_size=8, patch_size=4, num_labels=3),
+        tiny_architecture("ViTForImageClassification", image_size=8, patch_size=4, num_labels=3),
+        tiny_architecture("SiglipForImageClassification", image_size=8, patch_size=4, num_labels=3),
+    ],
+    ids=lambda config: config.architecture,
+)
+def test_features_are_what_the_classifier_gets(config):
+    model = build_model(config)
+    params = drawn_parameters(model, parameter_shapes(model))
+    params = jax.tree.map(jnp.abs, params)  # as variances are
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
+    features, head = embedded(model, params, pixels, None), params["classification_head"]
+    output = jax.jit(model.apply)({"params": params}, ImageClassification().normalized(pixels))
+    expected = features @ head["kernel"] + head["bias"][None]
+    np.testing.assert_allclose(expected, output.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["CLIPVisionModel", "SiglipVisionModel", "DeiTModel"])
+def test_embeddings_are_of_the_hidden_states_of_the_model_itself(architecture):
+    model, params = drawn_model(architecture, image_size=8, patch_size=4)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
+    output = jax.jit(model.apply)({"params": params}, ImageClassification().normalized(pixels))
+    hidden, tokens = output.last_hidden_state, len(model.config.tokens)
+    mean = embedded(model, params, pixels, "mean")
+    np.testing.assert_allclose(mean, hidden[:, tokens:].mean(1), atol=1e-5)
+    if tokens:
+        np.testing.assert_allclose(embedded(model, params, pixels, "cls"), hidden[:, 0], atol=1e-5)
+
+
+def embedded(model, params, pixels, pool):
+    """The embeddings of images uint8 [B, C, H, W]."""
+    embedding = image_embedding(model.config, ImageClassification(), pool)
+    predict = jax.jit(partial(embedding.predict, model_functions(encoder_of(model))))
+    batch = {"pixel_values": jnp.asarray(pixels), "labels": jnp.zeros(len(pixels), jnp.int32)}
+    return predict(params, batch)["embedding"]
 
 
 def test_features_of_training_images_are_not_augmented(mnist):
@@ -148,3 +198,5 @@ def test_predict_writes_the_embeddings_of_images(tmp_path, capsys):
 def test_an_image_classifier_gets_the_pool_of_its_head():
     assert image_embedding(MODEL, OBJECTIVE, None).pool == "mean"
     assert image_embedding(tiny_vit(), ImageClassification(), None).pool == "cls"
+    attends = replace(tiny_vit(), pooling="attention")
+    assert image_embedding(attends, ImageClassification(), None).pool == "mean"
