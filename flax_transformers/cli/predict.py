@@ -235,8 +235,8 @@ def _of_images(
 
     examples, head = _images(command, stored)
     check_fits(head.objective, build_model(stored.model))
-    no_text, side = Vocabulary(size=1, pad_id=0), examples.side
-    found = _found(command, stored, options, head, examples, no_text, side)
+    no_text, height = Vocabulary(size=1, pad_id=0), examples.shape[0]
+    found = _found(command, stored, options, head, examples, no_text, height)
     lines = head.lines(heads.Predicted(stored.model, examples, found))
     files = map(str, examples.files)
     return [{"file": file, **line} for file, line in zip(files, lines, strict=True)]
@@ -247,6 +247,7 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.He
     from flax_transformers.evaluation.features.embedding import image_embedding
     from flax_transformers.evaluation.prediction import heads
     from flax_transformers.evaluation.prediction.examples import (
+        Crop,
         ImageFiles,
         image_files_of,
         published_preprocessing,
@@ -258,10 +259,10 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.He
     assert isinstance(config, VisionConfig)
     files = image_files_of(Path(command.input).expanduser())
     data, objective = stored.of_run("data"), stored.of_run("objective")
-    side, channels = config.image_shape[0], config.num_channels
+    shape, channels = config.image_shape, config.num_channels
     if isinstance(objective, PixelInput) and hasattr(data, "crop_fraction"):
         side, channels = stored.of_run("phases")[-1].sequence_length, data.channels
-        crop = data.crop_fraction
+        shape, crop = (side, side), Crop(data.crop_fraction, data.crop_fraction, keeps_ratio=True)
     else:
         objective, crop = published_preprocessing(Path(stored.place), config)
     head = heads.head_of(objective)
@@ -272,4 +273,4 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.He
             f"{stored.place} holds a {config.architecture}, which has no head for labels; use "
             "--pool for embeddings, or give a fine-tuned model"
         )
-    return ImageFiles(files, side, channels, crop), head
+    return ImageFiles(files, shape, channels, crop), head

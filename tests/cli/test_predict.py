@@ -329,6 +329,29 @@ def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
     )
 
 
+def test_images_get_the_preprocessing_of_timm_and_a_model_that_is_not_square(tmp_path, capsys):
+    from PIL import Image
+
+    architecture = "DeiT3ForImageClassification"
+    model, params = drawn_model(architecture, num_labels=3, image_size=(32, 48))
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    described["pretrained_cfg"] |= {"mean": [0.2] * 3, "std": [0.3] * 3, "crop_pct": 0.8}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(described))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    values = (pixels[4:36, 16:64] / 255 - 0.2) / 0.3
+    values = np.asarray(values, np.float32).transpose(2, 0, 1)[None]
+    logits = jax.jit(model.apply)({"params": params}, values).logits[0]
+    for folder in ("hf", "run"):
+        (found,) = predict(capsys, tmp_path / folder, "--input", tmp_path / "a.png")
+        shares = list(found["probabilities"].values())
+        np.testing.assert_allclose(shares, jax.nn.softmax(logits), atol=1e-4)
+        if folder == "hf":
+            assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+            capsys.readouterr()
+
+
 def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):
     from PIL import Image
 

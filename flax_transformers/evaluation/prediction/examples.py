@@ -6,8 +6,9 @@ predictions do not depend on the batch size.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from flax_transformers.data.images.augmentation import centre_crop
 from flax_transformers.data.images.decode import UnreadableImage, decode_image, resize
 from flax_transformers.data.images.files import image_files
 from flax_transformers.data.inputs import InputRow, Inputs
@@ -33,17 +33,22 @@ from flax_transformers.evaluation.predictions import (
 )
 from flax_transformers.generation.buckets import bucket
 from flax_transformers.generation.prompts import require_known
+from flax_transformers.huggingface.family import family_of
 from flax_transformers.huggingface.tensor_files import read_json
 from flax_transformers.models.config import TextConfig, VisionConfig
 from flax_transformers.objectives.base import Arrays, Vocabulary
 from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.images import IMAGENET_MEAN, IMAGENET_STD
 from flax_transformers.objectives.labelled import LabelledSpec
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.restore import RestoredModel
+from flax_transformers.storage.paths import is_there
 from flax_transformers.training.step import model_functions
 
 _SHORTEST = 16
 """Smallest bucket of lengths."""
+_CROP_OF_TIMM = 0.875
+"""What timm crops if a ``pretrained_cfg`` does not say it."""
 
 
 class EncodedRows:
@@ -126,16 +131,37 @@ def text_examples(texts: TextRows) -> SingleTexts:
 
 
 @dataclass(frozen=True)
-class ImageFiles(Examples):
-    """Image files as examples: ``image`` uint8 [side, side, channels].
+class Crop:
+    """The centre part of an image that becomes the input of a model.
 
-    ``crop``: fraction of the shorter side in the centre crop; None: the whole image, resized.
+    ``height`` and ``width``: fractions of the image or, with ``keeps_ratio``, of its largest part
+    whose sides have the ratio of the input's.
     """
 
+    height: float = 1.0
+    width: float = 1.0
+    keeps_ratio: bool = False
+
+    def of(self, pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The part of uint8 [height, width, C], resized to ``shape`` (height, width)."""
+        height, width = map(float, pixels.shape[:2])
+        if self.keeps_ratio:
+            rows, columns = shape
+            height, width = min(height, width * rows / columns), min(width, height * columns / rows)
+        height, width = height * self.height, width * self.width
+        left, top = (pixels.shape[1] - width) / 2, (pixels.shape[0] - height) / 2
+        return resize(pixels, shape, (left, top, left + width, top + height))
+
+
+@dataclass(frozen=True)
+class ImageFiles(Examples):
+    """Image files as examples: ``image`` uint8 [height, width, channels] of ``shape`` (height,
+    width)."""
+
     files: Sequence[Path]
-    side: int
+    shape: tuple[int, int]
     channels: int
-    crop: float | None
+    crop: Crop
 
     def __len__(self) -> int:
         return len(self.files)
@@ -146,10 +172,7 @@ class ImageFiles(Examples):
             pixels = decode_image(file.read_bytes(), self.channels)
         except (UnreadableImage, OSError) as error:
             raise UserError(f"{file} {error}; fix it, or leave it out") from error
-        size = self.side, self.side
-        image = resize(pixels, size) if self.crop is None else None
-        image = centre_crop(pixels, self.side, self.crop or 1.0) if image is None else image
-        return {"image": image, "label": np.array(0, np.int32)}
+        return {"image": self.crop.of(pixels, self.shape), "label": np.array(0, np.int32)}
 
 
 def image_files_of(path: Path) -> list[Path]:
@@ -170,30 +193,64 @@ def image_files_of(path: Path) -> list[Path]:
     return found
 
 
-def published_preprocessing(
-    folder: Path, config: VisionConfig
-) -> tuple[ImageClassification, float | None]:
-    """The objective with the normalization of a folder's preprocessor_config.json, and the fraction
-    of the centre crop, None for whole images; the transformers defaults without that file.
+def published_preprocessing(folder: Path, config: VisionConfig) -> tuple[ImageClassification, Crop]:
+    """The objective with the normalization of a folder's preprocessor_config.json, or of the image
+    processor in its processor_config.json, and the crop.
 
-    Images are resized with the bicubic filter, whichever the file names.
+    Without such a file they are those of the ``pretrained_cfg`` of timm's models, and for others
+    the defaults of transformers: the whole image, and 0.5 as mean and deviation. Images are resized
+    with the bicubic filter, whichever the file names.
     """
-    file = folder / "preprocessor_config.json"
-    given = read_json(file) if file.is_file() else {}
-    size, crop_size = given.get("size"), given.get("crop_size")
-    size = {"shortest_edge": size} if isinstance(size, int) else size or {}
-    crop_size = {"height": crop_size} if isinstance(crop_size, int) else crop_size or {}
-    crop = None
-    if given.get("do_center_crop") and size.get("shortest_edge") and crop_size.get("height"):
-        crop = min(1.0, crop_size["height"] / size["shortest_edge"])
+    file, both = folder / "preprocessor_config.json", folder / "processor_config.json"
+    given = read_json(file) if is_there(file) else {}
+    if not given and is_there(both):
+        given = read_json(both).get("image_processor") or {}
+    given = given or _of_timm(config)
     half = [0.5] * config.num_channels
     normalizes = given.get("do_normalize", True)
-    mean = given.get("image_mean", half) if normalizes else [0.0]
-    std = given.get("image_std", half) if normalizes else [1.0]
+    mean = np.ravel(given.get("image_mean", half) if normalizes else 0.0).tolist()
+    std = np.ravel(given.get("image_std", half) if normalizes else 1.0).tolist()
     loss: Literal["sigmoid", "softmax"] = "softmax"
     if config.problem_type == "multi_label_classification":
         loss = "sigmoid"
-    return ImageClassification(mean=tuple(mean), std=tuple(std), loss=loss), crop
+    return ImageClassification(mean=tuple(mean), std=tuple(std), loss=loss), _crop(given)
+
+
+def _of_timm(config: VisionConfig) -> dict[str, Any]:
+    """The ``pretrained_cfg`` of a model of timm as a preprocessor_config.json; empty for others."""
+    family = family_of(config)
+    if not family.timm_prefix:
+        return {}
+    kept = json.loads(dict(config.hub_fields).get("pretrained_cfg", "null"))
+    given = kept or family.to_huggingface(config)["pretrained_cfg"]
+    sides = ("height", "width") if given.get("crop_mode") == "squash" else ("shortest_edge",)
+    return {
+        "image_mean": given.get("mean", IMAGENET_MEAN),
+        "image_std": given.get("std", IMAGENET_STD),
+        "do_center_crop": True,
+        "size": dict.fromkeys(sides, 1.0),
+        "crop_size": {"height": given.get("crop_pct") or _CROP_OF_TIMM},
+    }
+
+
+def _crop(given: Mapping[str, Any]) -> Crop:
+    """The crop that a preprocessor_config.json describes, if any."""
+    size, cut = given.get("size"), given.get("crop_size")
+    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
+    if isinstance(size, int):  # the classes of DeiT mean both sides by it, others the shorter one
+        both = {"height": size, "width": size}
+        size = both if kind.startswith("DeiT") else {"shortest_edge": size}
+    size, cut = size or {}, {"height": cut} if isinstance(cut, int) else cut or {}
+    if not given.get("do_center_crop") or not cut.get("height"):
+        return Crop()
+    if shorter := size.get("shortest_edge"):
+        part = min(1.0, cut["height"] / shorter)
+        return Crop(part, part, keeps_ratio=True)
+    if not size.get("height"):
+        return Crop()
+    height = min(1.0, cut["height"] / size["height"])
+    width = min(1.0, cut.get("width", cut["height"]) / size.get("width", size["height"]))
+    return Crop(height, width)
 
 
 def batches_by_length(
