@@ -15,11 +15,11 @@ from flax_transformers.adapters.lora import LoraConfig, base_of, merged
 from flax_transformers.checkpointing.manager import find_checkpoint, restore_params
 from flax_transformers.checkpointing.step_directories import SavedStep
 from flax_transformers.config_json import current_names, from_json, to_json
-from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
+from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer, published_files
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import Placement, adapted_shapes
-from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.training.config import TrainConfig
 
@@ -97,9 +97,15 @@ def saved_tokenizers(found: SavedStep) -> tuple[Tokenizer | None, Tokenizer | No
 
 def _tokenizer(found: SavedStep, name: str) -> Tokenizer | None:
     folder = found.folder / name
-    if found.meta.get(name) is None and not folder.exists():
+    if found.meta.get(name) is None and not _has_tokenizer(found, folder):
         return None
     return load_tokenizer(folder)
+
+
+def _has_tokenizer(found: SavedStep, folder: Any) -> bool:
+    """Whether converted weights are of text and have a tokenizer: of images, the files in its
+    folder describe the preprocessing."""
+    return isinstance(saved_model(found), TextConfig) and bool(published_files(folder))
 
 
 def saved_config(found: SavedStep) -> TrainConfig | None:

@@ -165,6 +165,12 @@ class StoredModel:
         """The folder."""
         return str(pretrained.folder_of(self.source))
 
+    @property
+    def files(self) -> epath.Path | Path:
+        """The folder of the tokenizer and of the files that describe preprocessing, if any."""
+        folder: epath.Path | Path = pretrained.tokenizer_folders(self.source)[0]
+        return folder
+
     def of_run(self, name: str) -> Any:
         """A field of the config of the model's run; None for weights that belong to no run."""
         return saved_part(self.source, name) if isinstance(self.source, SavedStep) else None

@@ -156,8 +156,10 @@ def _of_texts(
     phases = stored.of_run("phases")
     trained = None if phases is None else phases[-1].sequence_length
     length = head.length(config.max_positions or _MAX_LENGTH, trained)
-    if command.pool is not None and isinstance(stored.source, Path):
-        length = min(length, sentence_length(stored.source) or length)
+    if command.pool is not None:
+        converted = not isinstance(stored.source, Path)
+        folder = stored.files if converted else stored.source
+        length = min(length, sentence_length(folder, converted=converted) or length)
     size = config.vocab_size
     vocabulary = fitted_vocabulary(tokenizer.vocabulary, size, config.pad_id, size)
     if config.pad_id >= 0:
@@ -264,7 +266,7 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.He
         side, channels = stored.of_run("phases")[-1].sequence_length, data.channels
         shape, crop = (side, side), Crop(data.crop_fraction, data.crop_fraction, keeps_ratio=True)
     else:
-        objective, crop = published_preprocessing(Path(stored.place), config)
+        objective, crop = published_preprocessing(stored.files, config)
     head = heads.head_of(objective)
     if command.pool is not None:
         head = heads.ImageEmbeddings(image_embedding(config, objective, command.pool))

@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.tensor_files import read_json
@@ -68,19 +70,20 @@ def lacks_pooling(directory: Path) -> bool:
     return "Pooling" in modules and not (directory / modules["Pooling"] / "config.json").is_file()
 
 
-def sentence_length(directory: Path) -> int | None:
+def sentence_length(directory: epath.Path | Path, *, converted: bool = False) -> int | None:
     """The maximum number of tokens of a sentence that the files of a folder set; None without.
 
+    ``converted``: the files were copied there, without modules.json, by ``convert``.
     Warnings name what they ask for and is not done. Raises UserError for another value.
     """
-    if not is_there(directory / MODULES):
+    if not converted and not is_there(directory / MODULES):
         return None
     if prompt := _default_prompt(directory / "config_sentence_transformers.json"):
         logger.warning(
             "%s asks for the prompt %r before every text, which is not added here; add it to yours",
             directory, prompt,
         )  # fmt: skip
-    inner = directory / _modules(directory).get("Transformer", "")
+    inner = directory if converted else directory / _modules(directory).get("Transformer", "")
     file = next(iter(sorted(inner.glob("sentence_*_config.json"))), None)
     given = {} if file is None else read_json(file)
     if given.get("do_lower_case"):
@@ -93,7 +96,7 @@ def sentence_length(directory: Path) -> int | None:
     return length
 
 
-def _default_prompt(file: Path) -> str:
+def _default_prompt(file: epath.Path | Path) -> str:
     given = read_json(file) if is_there(file) else {}
     prompts, name = given.get("prompts"), given.get("default_prompt_name")
     return str(prompts.get(name) or "") if isinstance(prompts, dict) else ""
@@ -107,7 +110,7 @@ def _name_unread(directory: Path, modules: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _modules(directory: Path) -> dict[str, str]:
+def _modules(directory: epath.Path | Path) -> dict[str, str]:
     """The folders of the modules by the names of their classes."""
     return {
         str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))

@@ -20,10 +20,12 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from etils import epath
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from flax_transformers.errors import UserError
+from flax_transformers.storage.paths import is_bucket
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -129,21 +131,23 @@ def open_tensors(directory: Path) -> Mapping[str, Any]:
     return tensors
 
 
-def read_json(file: Path, kind: type[T] = dict) -> T:  # type: ignore[assignment]
-    """The content of a JSON file: an object, or another ``kind``.
+def read_json(file: epath.Path | Path, kind: type[T] = dict) -> T:  # type: ignore[assignment]
+    """The content of a JSON file, which may be in a bucket: an object, or another ``kind``.
 
     Raises UserError if it is not there, is something else or is longer than such files are.
     """
-    require_file(file)
+    is_local = not is_bucket(file)
+    if is_local:
+        require_file(Path(file))
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
+        if is_local and Path(file).stat().st_size > _MAX_JSON_BYTES:
             raise UserError(
                 f"{file} is longer than {_MAX_JSON_BYTES // 2**20} MiB; it is not what "
                 "transformers writes"
             )
         text = file.read_text("utf-8-sig")
         if text.startswith(_LFS_POINTER):
-            raise UserError(_is_pointer(file))
+            raise UserError(_is_pointer(Path(file)))
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error!s:.200}); it should be JSON") from error

@@ -26,7 +26,7 @@ from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.runtime import with_label_names
+from flax_transformers.runtime import stored_model, with_label_names
 from flax_transformers.testing import tiny_bert, tiny_config
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
 from tests.huggingface.tensors import drawn_model
@@ -296,6 +296,11 @@ def test_embeddings_of_a_sentence_encoder_end_at_its_own_length(tmp_path, capsys
     (tmp_path / "hf" / "sentence_bert_config.json").write_text(json.dumps(limit))
     same = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean")
     np.testing.assert_allclose(*(line["embedding"] for line in same), atol=1e-6)
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert same == predict(
+        capsys, tmp_path / "run", "--input", tmp_path / "a.txt", "--pool", "mean"
+    )
     (tmp_path / "hf" / "sentence_bert_config.json").write_text('{"max_seq_length": 2}')
     command = ["predict", tmp_path / "hf", "--input", tmp_path / "a.txt", "--pool", "mean"]
     assert main([str(part) for part in command]) == 2
@@ -350,6 +355,27 @@ def test_images_get_the_preprocessing_of_timm_and_a_model_that_is_not_square(tmp
         if folder == "hf":
             assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
             capsys.readouterr()
+
+
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "CLIPVisionModel"])
+def test_a_converted_model_of_images_is_used_with_its_preprocessing(tmp_path, capsys, architecture):
+    from PIL import Image
+
+    is_clip = architecture == "CLIPVisionModel"
+    model, params = drawn_model("CLIPModel" if is_clip else architecture)
+    tokenizer = ByteTokenizer() if is_clip else None
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=tokenizer)
+    described = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(described))
+    given = ["--architecture", architecture] if is_clip else []
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "run"), *given]) == 0
+    capsys.readouterr()
+    assert stored_model(str(tmp_path / "run")).tokenizer is None
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    arguments = ["--input", tmp_path / "a.png", "--pool", "cls"]
+    expected = predict(capsys, tmp_path / "hf", *arguments, *given)
+    assert predict(capsys, tmp_path / "run", *arguments) == expected
 
 
 def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):

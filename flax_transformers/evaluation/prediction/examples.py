@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from etils import epath
 
 from flax_transformers.data.images.decode import UnreadableImage, decode_image, resize
 from flax_transformers.data.images.files import image_files
@@ -193,7 +194,9 @@ def image_files_of(path: Path) -> list[Path]:
     return found
 
 
-def published_preprocessing(folder: Path, config: VisionConfig) -> tuple[ImageClassification, Crop]:
+def published_preprocessing(
+    folder: epath.Path | Path, config: VisionConfig
+) -> tuple[ImageClassification, Crop]:
     """The objective with the normalization of a folder's preprocessor_config.json, or of the image
     processor in its processor_config.json, and the crop.
 
