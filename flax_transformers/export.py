@@ -25,7 +25,12 @@ from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.tokenizers.export import export_folder
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
+from flax_transformers.huggingface.family import (
+    build_model,
+    config_json,
+    family_of,
+    within_vocabulary,
+)
 from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.write import save_directory
 from flax_transformers.models.config import (
@@ -73,15 +78,23 @@ def files_beside(
 ) -> dict[str, dict[str, Any]]:
     """JSON files by name, to be exported with a model that was trained on ``data`` with an
     ``objective``; ``tokenizer`` is the folder of its tokenizer."""
-    return _image_files(data, objective, model.image_encoder) | _text_files(model, tokenizer)
+    return _image_files(data, objective, model) | _text_files(model, tokenizer)
 
 
-def _image_files(
-    data: Any, objective: Any, model: VisionConfig | None
-) -> dict[str, dict[str, Any]]:
-    if model and isinstance(data, ImageData) and isinstance(objective, PixelInput):
-        return {PREPROCESSOR: preprocessor(data, objective, model)}
-    return {}
+def _image_files(data: Any, objective: Any, model: TransformerConfig) -> dict[str, dict[str, Any]]:
+    encoder = model.image_encoder
+    if not (encoder and isinstance(data, ImageData) and isinstance(objective, PixelInput)):
+        return {}
+    described = preprocessor(data, objective, encoder)
+    family = family_of(model)
+    if not family.timm_prefix:
+        return {PREPROCESSOR: described}
+    cfg = family.to_huggingface(model)["pretrained_cfg"] | {  # timm reads no other file
+        "mean": described["image_mean"],
+        "std": described["image_std"],
+        "crop_pct": data.crop_fraction,
+    }
+    return {PREPROCESSOR: described, CONFIG: {"pretrained_cfg": cfg}}
 
 
 def _text_files(model: TransformerConfig, tokenizer: Path | None) -> dict[str, dict[str, Any]]:
@@ -168,7 +181,8 @@ def _write(
         if describe is not None:
             files |= describe(model.config, beside)
             files[model_card.FILE] = model_card.model_card(model.config, meta)
-        names = list(dict.fromkeys([*carried_files(beside), *files]))
+        added = [name for name in files if name != CONFIG]
+        names = list(dict.fromkeys([*carried_files(beside), *added]))
         save_directory(directory, model, params, tokenizer_from=beside, files=files)
     return model, names
 

@@ -18,8 +18,18 @@ from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.errors import UserError
-from flax_transformers.export import Exporter, preprocessor, run_files, with_ids_of
+from flax_transformers.evaluation.prediction.examples import Crop, published_preprocessing
+from flax_transformers.export import (
+    Exporter,
+    files_beside,
+    preprocessor,
+    run_files,
+    with_ids_of,
+    write_run,
+)
 from flax_transformers.families.bert import BertConfig
+from flax_transformers.families.coatnet import CoAtNetConfig
+from flax_transformers.families.deit3 import DeiT3Config
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.families.mae import MaeConfig
@@ -58,6 +68,41 @@ def test_one_mean_for_all_channels_is_written_for_each():
     found = preprocessor(data, pixels, ViTConfig(image_size=28, patch_size=7))
     assert found["image_mean"] == [0.5] * 3 and found["image_std"] == [0.25] * 3
     assert found["size"] == {"shortest_edge": 28}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        CoAtNetConfig(
+            image_size=32, num_channels=1, stem_widths=(8, 8), stage_widths=(8, 8, 16, 16),
+            stage_depths=(1, 1, 1, 1), head_dim=8,
+        ),
+        DeiT3Config(
+            image_size=32, num_channels=1, hidden_size=8, num_layers=1, num_heads=2,
+            intermediate_size=16,
+        ),
+    ],
+    ids=["CoAtNet", "DeiT III"],
+)  # fmt: skip
+def test_the_config_of_timm_has_the_preprocessing_of_the_run(tmp_path, model):
+    data = ImageData(source=ImageSource("x"), crop_fraction=0.875)
+    pixels = ImageClassification(mean=(0.1,), std=(0.3,))
+    found = files_beside(data, pixels, model, None)
+    built = build_model(model)
+    params = drawn_parameters(built, parameter_shapes(built))
+    step = run_of(to_json(data), to_json(pixels))
+    step.folder = tmp_path
+    _, names = write_run(tmp_path / "timm", built, params, step)
+    assert names == ["preprocessor_config.json", "README.md"]
+    described = json.loads((tmp_path / "timm" / "config.json").read_text())
+    cfg = described["pretrained_cfg"]
+    assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.1], [0.3], 0.875)
+    assert cfg == found["config.json"]["pretrained_cfg"] and cfg["input_size"] == [1, 32, 32]
+    config = ft.load_pretrained(tmp_path / "timm")[0].config
+    objective, crop = published_preprocessing(tmp_path / "nothing", config)
+    assert (objective.mean, objective.std) == ((0.1,), (0.3,))
+    assert crop == Crop(0.875, 0.875, keeps_ratio=True)
 
 
 def run_of(data, objective):

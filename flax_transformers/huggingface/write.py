@@ -45,14 +45,16 @@ def save_directory(
     CARRIED files.
 
     ``tokenizer_from`` is a folder to copy those from; ``files`` are further files by name, JSON or
-    text, which replace copied ones. The files are written to a temporary
-    folder that is renamed to ``directory`` at the end, with one tensor at a time on the host.
+    text, which replace copied ones; the fields of a config.json among them replace the model's. The
+    files are written to a temporary folder that is renamed to ``directory`` at the end, with one
+    tensor at a time on the host.
     Raises UserError if the directory has files or cannot be written, or if the Hugging Face class
     does not support the config.
     """
     config = within_vocabulary(_config(model))
     family = family_of(config)
-    described = config_json(config)
+    described, given = config_json(config), files.get(CONFIG)
+    described |= given if isinstance(given, Mapping) else {}
     settings = generation_settings.settings_json(config, tokenizer_from)
     params = nn.meta.unbox(params)
     _require_complete(model, params)
