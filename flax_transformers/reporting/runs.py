@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run, with the newest of each kind of its files.
+    """A run, with those of the newest step of each kind of its files.
 
     ``config``: values by the path of their field, as text. ``rows``: those of `read_metrics`.
     ``baselines``: scores without a model, of baselines.json. ``attention``: of the model, which
@@ -128,28 +129,26 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 def _run(name: str, folder: epath.Path) -> ReportedRun:
     config = _json(folder / "config.json", "{}")
-    samples = _newest(folder / "samples", ".txt")
-    reports = [_newest(folder / "evaluation", ".classes.txt")]
-    pictures = [
-        _picture("reconstructions", _newest_path(folder / "samples", ".png")),
-        _picture("confusion matrix", _newest_path(folder / "evaluation", ".confusion.png")),
-    ]
+    samples = _texts(folder / "samples", ".txt")
     return ReportedRun(
         name,
         folder,
         dict(_leaves(config)),
         read_metrics(folder),
         _json(folder / "baselines.json", "[]"),
-        samples,
-        [one for one in reports if one is not None],
-        [one for one in pictures if one is not None],
+        samples[0] if samples else None,
+        _texts(folder / "evaluation", ".classes.txt"),
+        [
+            *_pictures("reconstructions", folder / "samples", ".png"),
+            *_pictures("confusion matrix", folder / "evaluation", ".confusion.png"),
+        ],
     )
 
 
 def _sweep(name: str, folder: epath.Path) -> SweepTable:
     lines = (_text(folder / _TABLE) or "").splitlines()
     plot = folder / "plot.png"
-    picture = _picture("scores of all runs", plot if plot.exists() else None)
+    picture = _picture("scores of all runs, plot.png", plot) if plot.exists() else None
     records = {one.name: _record(one) for one in _trainings(folder)}
     runs = _record(folder).get("runs", [*records])  # those of earlier sweeps are not listed
     ended = [run for run in runs if records.get(run, {}).get("finished_step") is not None]
@@ -188,27 +187,35 @@ def _text(path: epath.Path) -> str | None:
     return path.read_bytes().decode("utf-8", errors="replace") if path.exists() else None
 
 
-def _newest_path(folder: epath.Path, ending: str) -> epath.Path | None:
-    """The file with the greatest name, which has the number of its step."""
+def _newest(folder: epath.Path, ending: str) -> list[epath.Path]:
+    """The files step_N.ENDING and step_N.PART.ENDING of the newest step: that of the whole data
+    first, then those of components and evaluation sets, by name."""
     if not folder.exists():
-        return None
-    names = [path.name for path in folder.iterdir() if path.name.endswith(ending)]
-    return folder / max(names) if names else None
+        return []
+    pattern = re.compile(rf"step_(\d+)(\..+)?{re.escape(ending)}")
+    steps: dict[int, list[tuple[str, epath.Path]]] = {}
+    for path in folder.iterdir():
+        if match := pattern.fullmatch(path.name):
+            steps.setdefault(int(match[1]), []).append((match[2] or "", path))
+    return [path for _, path in sorted(steps[max(steps)])] if steps else []
 
 
-def _newest(folder: epath.Path, ending: str) -> Text | None:
-    path = _newest_path(folder, ending)
-    return None if path is None else Text(_title(path), (_text(path) or "").strip("\n"))
+def _texts(folder: epath.Path, ending: str) -> list[Text]:
+    paths = _newest(folder, ending)
+    return [Text(_title(path, ending), (_text(path) or "").strip("\n")) for path in paths]
 
 
-def _picture(what: str, path: epath.Path | None) -> Picture | None:
-    if path is None:
-        return None
+def _pictures(what: str, folder: epath.Path, ending: str) -> list[Picture]:
+    return [_picture(f"{what}, {_title(path, ending)}", path) for path in _newest(folder, ending)]
+
+
+def _picture(title: str, path: epath.Path) -> Picture:
     data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(f"{what}, {_title(path)}", f"data:image/png;base64,{data}")
+    return Picture(title, f"data:image/png;base64,{data}")
 
 
-def _title(path: epath.Path) -> str:
-    """ "step 1,200" for step_00001200.txt."""
-    first, _, number = path.name.partition(".")[0].partition("_")
-    return f"{first} {int(number):,}" if number.isdecimal() else path.name
+def _title(path: epath.Path, ending: str) -> str:
+    """ "step 1,200, cs" for step_00001200.cs.txt."""
+    step, _, part = path.name.removesuffix(ending).partition(".")
+    title = f"step {int(step.removeprefix('step_')):,}"
+    return f"{title}, {part}" if part else title

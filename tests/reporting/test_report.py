@@ -25,6 +25,7 @@ from flax_transformers.reporting.charts import (
     thinned,
     ticks,
 )
+from flax_transformers.reporting.runs import read
 from flax_transformers.testing import tiny_config, write_corpus
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -142,6 +143,22 @@ def test_texts_are_those_of_the_newest_step_and_no_markup(page):
     assert text.count("&lt;b&gt;step 30&lt;/b&gt; &amp; more") == 2
     assert "step 10" not in text
     assert '<pre class="table" tabindex="0">   f1\na 0.5</pre>' in text
+
+
+def test_evaluation_sets_and_components_have_their_name_in_the_title(tmp_path):
+    write_run(tmp_path / "run", 0.1, [4.0, 3.0])
+    folder = tmp_path / "run" / "evaluation"
+    for name in ("step_00000030.cs", "step_00000030.a.b", "step_00000010", "best", "step_x"):
+        (folder / f"{name}.classes.txt").write_text(f"of {name}\n")
+        (folder / f"{name}.confusion.png").write_bytes(PNG)
+    ((run,), _) = read([tmp_path / "run"])
+    assert [(one.title, one.content) for one in run.reports] == [
+        ("step 30", "   f1\na 0.5"), ("step 30, a.b", "of step_00000030.a.b"),
+        ("step 30, cs", "of step_00000030.cs"),
+    ]  # fmt: skip
+    matrices = [f"confusion matrix, step 30{part}" for part in ("", ", a.b", ", cs")]
+    assert [one.title for one in run.pictures] == ["reconstructions, step 30", *matrices]
+    assert run.samples.title == "step 30"
 
 
 def test_a_run_alone_has_its_whole_config(tmp_path, capsys):
