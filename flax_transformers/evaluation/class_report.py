@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from flax_transformers.errors import UserError
 from flax_transformers.storage.workdir import set_aside_unusable, write_side_file, writing
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ class ClassReport:
         return ClassReport(self.prefix.parent / f"{self.prefix.name}.{part}", part)
 
     def write(self, matrix: np.ndarray, names: Sequence[str]) -> None:
-        """Reports a confusion matrix. Raises UserError if a file cannot be written."""
+        """Reports a confusion matrix. A file that cannot be written is a warning: the scores of the
+        evaluation are still to be printed."""
         if jax.process_index() != 0:
             return
         text = report_text(matrix, names)
@@ -152,9 +154,13 @@ class ClassReport:
         if self.prefix is None:
             return
         folder, name = self.prefix.parent, self.prefix.name
-        write_side_file(folder / f"{name}.classes.txt", text + "\n")
         picture = folder / f"{name}.confusion.png"
-        set_aside_unusable(picture)
-        with writing(picture):
-            picture.write_bytes(report_picture(matrix, names))
-        log.info("confusion matrix: %s", picture)
+        try:
+            write_side_file(folder / f"{name}.classes.txt", text + "\n")
+            set_aside_unusable(picture)
+            with writing(picture):
+                picture.write_bytes(report_picture(matrix, names))
+        except UserError as error:
+            log.warning("the report of the classes is only printed: %s", error)
+        else:
+            log.info("confusion matrix: %s", picture)

@@ -69,3 +69,10 @@ def test_a_report_is_text_and_a_picture(tmp_path, caplog):
     assert picture.ndim == 3 and picture.std() > 0.05
     ClassReport().write(MATRIX, names)
     assert len(list(tmp_path.rglob("*.*"))) == 2
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    (tmp_path / "evaluation").write_text("in the way")
+    with caplog.at_level("INFO"):
+        ClassReport(epath.Path(tmp_path) / "evaluation" / "step_5").write(MATRIX, list("abcd"))
+    assert "accuracy" in caplog.text and "is only printed" in caplog.text
