@@ -64,21 +64,29 @@ class Predict:
         from etils import epath
 
         from flax_transformers import runtime
-        from flax_transformers.storage.workdir import write_text
+        from flax_transformers.storage.workdir import check_file, write_text
 
         if not (given := Path(self.input).expanduser()).exists():
             raise UserError(f"there is no file or folder {given}; give --input a file of rows")
         options = override(runtime.ModelOptions(), overrides)
         runtime.start(None)
+        if self.output:  # before predictions, which can take hours
+            check_file(epath.Path(self.output))
         watchdog.start(options.limits)
         with watchdog.phase("restore"):
             stored = runtime.stored_model(self._path(), self.architecture)
         found = _lines(self, stored, options)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
-        if jax.process_index() == 0 and self.output:
-            write_text(epath.Path(self.output), text)
-        elif jax.process_index() == 0:
+        if jax.process_index() != 0:
+            return 0
+        if not self.output:
             print(text, end="")
+            return 0
+        try:
+            write_text(epath.Path(self.output), text)
+        except UserError:
+            print(text, end="")  # so that they are not lost
+            raise
         return 0
 
     def _path(self) -> str:

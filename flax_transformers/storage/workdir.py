@@ -60,6 +60,14 @@ def check_writable(workdir: epath.Path) -> None:
         raise _cannot_write(workdir, error) from error
 
 
+def check_file(path: epath.Path) -> None:
+    """Raises UserError if `write_text` could not write a file on a disk; leaves none."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if not (is_bucket(path) or _is_device(path)):
+        check_writable(epath.Path(os.path.realpath(path)).parent)
+
+
 def check_unused(workdir: epath.Path) -> None:
     """Raises WorkdirInUse if another process trains in a workdir on a disk; makes no folder."""
     if not is_bucket(workdir) and os.path.isfile(workdir / ".lock"):

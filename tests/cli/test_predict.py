@@ -334,6 +334,27 @@ def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
     )
 
 
+def test_predictions_that_cannot_be_written_are_refused_first_and_printed_last(
+    tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "a.txt").write_text("one\n")
+    command = ["predict", str(tmp_path / "none"), "--input", str(tmp_path / "a.txt"), "--output"]
+    for output, said in ((tmp_path, "is a folder"), (tmp_path / "a.txt" / "b", "be written")):
+        assert main([*command, str(output)]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr("flax_transformers.runtime.stored_model", lambda *_: None)
+    found = tmp_path / "found.jsonl"
+
+    def lines(*_):
+        found.mkdir()  # in the meantime
+        return [{"label": "x"}]
+
+    monkeypatch.setattr("flax_transformers.cli.predict._lines", lines)
+    assert main([*command, str(found)]) == 2
+    written = capsys.readouterr()
+    assert written.out == '{"label": "x"}\n' and "found.jsonl cannot be written" in written.err
+
+
 def test_images_get_the_preprocessing_of_timm_and_a_model_that_is_not_square(tmp_path, capsys):
     from PIL import Image
 

@@ -12,6 +12,7 @@ from flax_transformers.cli.main import main
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.pictures import write_png
 from flax_transformers.storage.workdir import (
+    check_file,
     check_writable,
     open_workdir,
     workdir_lock,
@@ -129,3 +130,12 @@ def test_a_workdir_that_cannot_be_a_folder_is_refused_and_a_new_one_is_not_made(
         check_writable(open_workdir("/proc/nope"))
     check_writable(open_workdir(tmp_path / "new" / "run"))
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_is_refused_and_none_is_left(tmp_path):
+    for path, message in ((tmp_path, "is a folder"), ("/proc/nope/file", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            check_file(epath.Path(path))
+    check_file(epath.Path(tmp_path) / "new" / "file.jsonl")
+    check_file(epath.Path("/dev/null"))
+    assert not list(tmp_path.iterdir())
