@@ -172,7 +172,7 @@ class LineImages:
         for place, captions in self._rows[start:stop]:
             try:
                 raw = (self._top / place).read_bytes()
-            except OSError:
+            except (OSError, ValueError):  # a name with NUL or a lone surrogate
                 raw = b""
             yield kinds.FoundImage(place, raw, 0, captions)
 

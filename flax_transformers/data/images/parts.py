@@ -114,11 +114,12 @@ def check_part(job: ImageJob, number: int, note: Note) -> None:
             if source.caption_field:
                 problem = problem if texts or problem else "has no caption"
                 captions.append(caption_bytes(texts))
-            item = place.encode("utf-8", "surrogateescape") if images.in_place else raw
             if problem is not None:
                 skipped.append(f"{place} {problem}")
-                item = b""
-            file.write(item)
+            elif images.in_place:
+                file.write(place.encode("utf-8", "surrogateescape"))
+            else:
+                file.write(raw)
             ends.append(file.size)
             labels.append(label)
             usable.append(problem is None)

@@ -198,6 +198,17 @@ def test_captions_begin_after_the_byte_order_mark_and_are_valid_text(tmp_path):
     assert found == [("one\u2028dog", "two dogs"), ()]
 
 
+@pytest.mark.parametrize("name", ["a\0b.png", "a\ud800b.png"], ids=["NUL", "surrogate"])
+def test_an_image_whose_name_no_file_can_have_is_left_out(tmp_path, name):
+    write_lines(tmp_path / "pairs")
+    with (tmp_path / "pairs" / "metadata.jsonl").open("a") as file:
+        file.write(f"\n{json.dumps({'image': name, 'text': 'a cat'})}\n")
+    prepared = prepare(data(tmp_path / "pairs"))
+    assert len(prepared.train) == COUNT
+    skipped = (tmp_path / prepared.directory / SKIPPED).read_text()
+    assert len(skipped.splitlines()) == 1 and "is empty" in skipped
+
+
 def test_what_cannot_be_read_is_refused_with_a_remedy(tmp_path):
     write_folder(tmp_path / "pairs")
     with pytest.raises(UserError, match=r"either from data\.source\.caption_field or"):
