@@ -51,11 +51,10 @@ def open_captioned(source: kinds.ImageSource, root: Path) -> kinds.Images:
         lines, tars = ([root] if root.suffix == f".{kind}" else [] for kind in ("jsonl", "tar"))
     top = root if root.is_dir() else root.parent
     if tars:
-        return TarImages(
-            source, top, tars if inner != root else kinds.files_of_split(source, tars, "tar")
-        )
+        tars = tars if inner != root else kinds.files_of_split(source, root, tars, "tar")
+        return TarImages(source, top, tars)
     if lines:
-        lines = lines if inner != root else kinds.files_of_split(source, lines, "jsonl")
+        lines = lines if inner != root else kinds.files_of_split(source, root, lines, "jsonl")
         return LineImages(source, top, lines)
     if not root.is_dir():
         raise UserError(

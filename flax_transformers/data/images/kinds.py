@@ -25,8 +25,9 @@ class ImageSource:
 
     ``path``: a folder with a subfolder of image files for each class, also below ``train``, ``val``
     ...; or with MNIST's files (``train-images-idx3-ubyte.gz`` ...); or with parquet files
-    (``train-00000-of-00001.parquet`` ...); one parquet file; "tfds:NAME[/CONFIG][:VERSION]" or
-    "tfds:/folder/of/a/prepared/builder". A folder of image files without subfolders is one class.
+    (``train-00000-of-00001.parquet`` ..., or in folders ``train`` ...); one parquet file;
+    "tfds:NAME[/CONFIG][:VERSION]" or "tfds:/folder/of/a/prepared/builder". A folder of image files
+    without subfolders is one class.
     ``split``: "train", "validation" or "test", or a split of TFDS ("train[:10%]"). Of a source
     without splits, "train" is all of it.
     ``image_field`` and ``label_field``: names of parquet columns and TFDS features.
@@ -81,9 +82,21 @@ def split_of_file(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if first in names), None)
 
 
-def files_of_split(source: ImageSource, files: Sequence[Path], kind: str) -> list[Path]:
-    """The files of the source's split. Raises UserError, naming the ``kind``, if there are none."""
-    named = [(split_of_file(path.name), path) for path in files]
+def split_of_path(root: Path, path: Path, other: str = "") -> str | None:
+    """The split that a folder between ``root`` and a file is named by, or else its name; ``other``
+    is a further split."""
+    known = {other: (other,)} | SPLIT_NAMES
+    for folder in reversed(path.relative_to(root).parts[:-1]):
+        for split, names in known.items():
+            if folder in names:
+                return split
+    return split_of_file(path.name)
+
+
+def files_of_split(source: ImageSource, root: Path, files: Sequence[Path], kind: str) -> list[Path]:
+    """The files in ``root`` of the source's split. Raises UserError, naming the ``kind``, if there
+    are none."""
+    named = [(split_of_path(root, path, source.split), path) for path in files]
     if any(split for split, _ in named) or source.split != "train":
         files = [path for split, path in named if split == source.split]
     if not files:

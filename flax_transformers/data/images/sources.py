@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flax_transformers.data.images.captions import open_captioned, read_place
 from flax_transformers.data.images.files import FolderImages, IdxImages, idx_files
-from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_file
+from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_path
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
 from flax_transformers.data.sources.tfds import PREFIX, tfds_builder
 from flax_transformers.errors import UserError
@@ -47,7 +47,7 @@ def open_images(source: ImageSource) -> Images:
     if root.is_dir() and idx_files(root):
         return IdxImages(source, root)
     if parquet:
-        return ParquetImages(source, parquet)
+        return ParquetImages(source, root, parquet)
     return FolderImages(source, root)
 
 
@@ -71,10 +71,10 @@ def own_held_out(source: ImageSource) -> str | None:
         if not root.is_dir():
             return None
         kinds = ("parquet", "tar", "jsonl") if source.caption_field else ("parquet",)
-        files = [path.name for kind in kinds for path in root.rglob(f"*.{kind}")]
+        files = [path for kind in kinds for path in root.rglob(f"*.{kind}")]
         found = [path.name for path in root.iterdir() if path.is_dir()]
         names = [
-            *(name for name in map(split_of_file, files) if name),
+            *(name for path in files if (name := split_of_path(root, path))),
             *(split for split in SPLIT_NAMES if any(n in SPLIT_NAMES[split] for n in found)),
             *idx_files(root),
         ]

@@ -23,8 +23,8 @@ class ParquetImages:
     shape: tuple[int, ...] | None = None
     in_place = False
 
-    def __init__(self, source: ImageSource, files: Sequence[Path]) -> None:
-        self._files, self._source = files_of_split(source, files, "parquet"), source
+    def __init__(self, source: ImageSource, root: Path, files: Sequence[Path]) -> None:
+        self._files, self._source = files_of_split(source, root, files, "parquet"), source
         self._columns = [source.image_field, source.caption_field or source.label_field]
         self._groups: list[tuple[Path, int, int]] = []  # file, row group, rows
         for path in self._files:

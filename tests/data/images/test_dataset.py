@@ -18,6 +18,7 @@ from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import SKIPPED
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
 from flax_transformers.errors import UserError
@@ -136,6 +137,22 @@ def test_parquet_files_hold_images_as_hugging_face_stores_them(tmp_path, named):
     assert labels == ([0, 1, 2] * 3 if named else [1, 0, 2] * 3)
     assert all((image == pixels((0, i))).all() for i, (_, image) in enumerate(read_all(prepared)))
     assert len(prepared.validation) == 4
+
+
+@pytest.mark.parametrize("place", ["{}/0000.parquet", "data/{}/0000.parquet"])
+def test_parquet_files_in_folders_of_splits_are_of_that_split(tmp_path, place):
+    for split, label in (("train", 0), ("test", 1), ("extra", 2)):
+        file = tmp_path / place.format(split)
+        file.parent.mkdir(parents=True)
+        table = pyarrow.table({"image": [png(label)] * 4, "label": [label] * 4})
+        parquet.write_table(table, file)
+    for split, label in (("train", 0), ("test", 1), ("extra", 2)):
+        images = open_images(ImageSource(str(tmp_path), split=split))
+        assert {found.label for found in images.read(0, len(images))} == {label}
+        assert len(images) == 4
+    assert own_held_out(ImageSource(str(tmp_path))) == "test"
+    with pytest.raises(UserError, match="no parquet files of the split 'validation'"):
+        open_images(ImageSource(str(tmp_path), split="validation"))
 
 
 @pytest.mark.slow

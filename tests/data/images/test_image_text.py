@@ -198,6 +198,14 @@ def test_captions_begin_after_the_byte_order_mark_and_are_valid_text(tmp_path):
     assert found == [("one\u2028dog", "two dogs"), ()]
 
 
+def test_captioned_parquet_files_in_a_folder_of_another_split_are_left_out(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / split)
+        (tmp_path / split / "train-0.parquet").rename(tmp_path / split / "0.parquet")
+    prepared = prepare(data(tmp_path))
+    assert len(prepared.train) == COUNT
+
+
 @pytest.mark.parametrize("name", ["a\0b.png", "a\ud800b.png"], ids=["NUL", "surrogate"])
 def test_an_image_whose_name_no_file_can_have_is_left_out(tmp_path, name):
     write_lines(tmp_path / "pairs")
