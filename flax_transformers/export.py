@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -143,12 +144,14 @@ def with_ids_of(model: Any, tokenizer: Path | None) -> Any:
     return build_model(replace(config, **changes), model.compute)
 
 
-def as_transformers_reads_it(tokenizer: Any, config: Any, scratch: Path) -> Path | None:
+def as_transformers_reads_it(
+    tokenizer: Any, config: Any, scratch: Path, objective: object
+) -> Path | None:
     """The folder to export for a checkpoint's tokenizer; None if it has none."""
     if tokenizer is None or not Path(tokenizer).is_dir():
         return None
-    limit = getattr(config, "max_positions", None)
-    return export_folder(Path(tokenizer), scratch / "exported", limit)
+    limit, types = getattr(config, "max_positions", None), getattr(config, "token_types", 0)
+    return export_folder(Path(tokenizer), scratch / "exported", limit, types, objective)
 
 
 def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tuple[Any, list[str]]:
@@ -165,19 +168,24 @@ def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tup
             names = [name for name in ("tokenizer", "target_tokenizer") if (folder / name).is_dir()]
             write_files(epath.Path(scratch), {name: folder / name for name in names})
             folder = epath.Path(scratch)
-        return _write(directory, model, params, Path(folder), found.meta, describe)
+        objective = None
+        with suppress(UserError):  # a type that is not registered here
+            objective = saved_part(found, "objective")
+        return _write(directory, model, params, Path(folder), found.meta, describe, objective)
 
 
 def _write(
-    directory: Path, model: Any, params: Any, folder: Path, meta: Mapping[str, Any], describe: Any
-) -> tuple[Any, list[str]]:
+    directory: Path, model: Any, params: Any, folder: Path, meta: Mapping[str, Any], describe: Any,
+    objective: object,
+) -> tuple[Any, list[str]]:  # fmt: skip
     """``write_run``, with the tokenizers in ``folder``. ``describe``: the files beside a trained
-    model, by its config and the folder of its tokenizer; ``meta``: as that of a checkpoint."""
+    model, by its config and the folder of its tokenizer; ``meta``: as that of a checkpoint;
+    ``objective``: that of the run, None if it is unknown."""
     tokenizer = None if (folder / "target_tokenizer").is_dir() else folder / "tokenizer"
     files: dict[str, dict[str, Any] | str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = model if describe is None else with_ids_of(model, tokenizer)
-        beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch))
+        beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch), objective)
         if describe is not None:
             files |= describe(model.config, beside)
             files[model_card.FILE] = model_card.model_card(model.config, meta)
@@ -272,7 +280,7 @@ class Exporter(Callback):
                 shutil.rmtree(target)
             meta = {"config": to_json(config), "position": {"step": step}}
             describe = partial(files_beside, config.data, config.objective)
-            _write(target, self._model, params, Path(scratch), meta, describe)
+            _write(target, self._model, params, Path(scratch), meta, describe, config.objective)
         self._remove_others(step)
 
     def _remove_others(self, newest: int) -> None:

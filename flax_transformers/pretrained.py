@@ -295,14 +295,16 @@ def save_pretrained(
     if the Hugging Face class cannot be what the model's config says.
     """
     config: Any = model.config
-    limit = getattr(config, "max_positions", None)
+    limit, types = getattr(config, "max_positions", None), getattr(config, "token_types", 0)
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
-            for name, content in exported_files(tokenizer, tokenizer.frame, limit).items():
+            files = exported_files(tokenizer, tokenizer.frame, limit, types)
+            for name, content in files.items():
                 (Path(scratch) / name).write_bytes(content)
             tokenizer_from = scratch
         elif tokenizer_from is not None:
-            tokenizer_from = export_folder(Path(tokenizer_from), Path(scratch) / "exported", limit)
+            exported = Path(scratch) / "exported"
+            tokenizer_from = export_folder(Path(tokenizer_from), exported, limit, types)
         hub_write.save_directory(
             directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
         )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from etils import epath
 
 import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.examples import Crop, published_preprocessing
 from flax_transformers.export import (
@@ -39,6 +43,7 @@ from flax_transformers.huggingface.family import build_model, config_json, withi
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.labelled import framed_row
 from tests.cli.test_evaluate import classifier
 from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
@@ -212,6 +217,33 @@ def test_a_run_exports_what_convert_writes_and_keeps_the_newest(run, tmp_path):
     assert sorted(path.name for path in (exports / "3").iterdir()) == names
     for name in names:
         assert (exports / "3" / name).read_bytes() == (tmp_path / "converted" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noted", [True, False])
+def test_the_tokenizer_of_a_converted_classifier_frames_texts_as_in_training(run, tmp_path, noted):
+    """Also of a checkpoint of an earlier version, which did not note the special tokens."""
+    saved = find_checkpoint(run)
+    shutil.copytree(saved.folder, tmp_path / "4")
+    file = tmp_path / "4" / "tokenizer" / "tokenizer_config.json"
+    described = json.loads(file.read_text())
+    if not noted:
+        del described["flax_transformers"]["frame"]
+        del described["flax_transformers"]["before_second"]
+    file.write_text(json.dumps(described))
+    model, params = ft.load_pretrained(saved)
+    write_run(tmp_path / "hf", model, params, replace(saved, folder=epath.Path(tmp_path / "4")))
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    vocabulary = ByteTokenizer().vocabulary
+    ids = [np.frombuffer(text, np.uint8) + 3 for text in (b"a b", b"c")]
+    for texts in (ids[:1], ids):
+        row, _ = framed_row(texts, "bert", vocabulary, 16)
+        encoded = backend.encode("a b", *["c"][: len(texts) - 1])
+        used = row["attention_mask"] > 0
+        assert encoded.ids == row["input_ids"][used].tolist()
+        assert encoded.type_ids == row["token_type_ids"][used].tolist()
+    config = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert config["model_input_names"] == ["input_ids", "token_type_ids", "attention_mask"]
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.prompts import noted_frame, require_known
-from flax_transformers.objectives.base import Batch, Frame, ModelFunctions, Params, Vocabulary
-from flax_transformers.objectives.rows import framing_ids
+from flax_transformers.objectives.base import Batch, ModelFunctions, Params, Vocabulary
+from flax_transformers.objectives.rows import bert_frame
 
 MASK = "[MASK]"
 """Marks a masked token in a text, like the tokenizer's own mask token."""
@@ -116,7 +116,7 @@ def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     marked = text.replace(MASK, name)
     if name not in marked:
         raise UserError(f'the text has no {name}; add one, as in "The capital is {name}."')
-    frame = noted_frame(tokenizer) or Frame(*((i,) for i in framing_ids(vocabulary)))
+    frame = noted_frame(tokenizer) or bert_frame(vocabulary)
     ids = tokenizer.encode_prompt(marked).tolist()
     return np.array([*frame.before, *ids, *frame.after], np.int32)
 

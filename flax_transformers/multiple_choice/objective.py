@@ -15,6 +15,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
+    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -23,7 +24,7 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
+from flax_transformers.objectives.labelled import Framing, LabelledSpec, frame_of, framed_row
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class MultipleChoice:
     def predictions(self, sequence_length: int) -> int:
         """One score for each choice."""
         return self.choices
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around the shared text and a choice."""
+        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``, the shared one

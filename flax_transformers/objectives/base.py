@@ -26,10 +26,12 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Frame:
-    """Ids of the special tokens ``before`` and ``after`` one text."""
+    """Ids of the special tokens ``before`` and ``after`` one text. Of two texts, the second has
+    ``before_second`` before it, or ``before`` again if that is None."""
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    before_second: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,14 @@ from typing import Literal
 import numpy as np
 
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import Arrays, Vocabulary, WindowSpec, halves_of
-from flax_transformers.objectives.rows import end_id, framing_ids, padded_tokens, start_id
+from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec, halves_of
+from flax_transformers.objectives.rows import (
+    bert_frame,
+    end_id,
+    framing_ids,
+    padded_tokens,
+    start_id,
+)
 
 Framing = Literal["bert", "roberta", "t5", "llama", "gpt2"]
 """Special tokens around one or two texts, as in Hugging Face's tokenizers:
@@ -86,17 +92,16 @@ def framed(
 
     Raises UserError if the tokenizer lacks one of the special tokens.
     """
-    before, after = _marks(framing, vocab)
+    frame = frame_of(framing, vocab)
     parts: list[np.ndarray] = []
     types: list[int] = []
     starts: list[int] = []
     for number, text in enumerate(texts):
-        opening = before if number == 0 or framing == "llama" else []
-        if number and framing == "roberta":
-            opening = after
+        opening = frame.before_second if number else frame.before
+        assert opening is not None
         starts.append(len(types) + len(opening))
-        parts += [np.array(opening, np.int32), text.astype(np.int32), np.array(after, np.int32)]
-        types += [number] * (len(opening) + len(text) + len(after))
+        parts += [np.array(ids, np.int32) for ids in (opening, text, frame.after)]
+        types += [number] * (len(opening) + len(text) + len(frame.after))
     return np.concatenate(parts), np.array(types, np.int32), starts
 
 
@@ -122,15 +127,18 @@ def framed_row(
     return padded_tokens(ids, sequence_length, vocab, token_types), kept != lengths
 
 
-def _marks(framing: Framing, vocab: Vocabulary) -> tuple[list[int], list[int]]:
-    """Ids before the first text, and after each."""
-    if framing in ("bert", "roberta"):
+def frame_of(framing: Framing, vocab: Vocabulary) -> Frame:
+    """The special tokens of a framing. Raises UserError if the tokenizer lacks one of them."""
+    if framing == "bert":
+        return bert_frame(vocab)
+    if framing == "roberta":
         cls_id, sep_id = framing_ids(vocab)
-        return [cls_id], [sep_id]
+        return Frame((cls_id,), (sep_id,), (sep_id,))
     if framing == "t5":
-        return [], [end_id(vocab)]
+        return Frame((), (end_id(vocab),), ())
     start = start_id(vocab) if framing == "llama" else None
-    return ([] if start is None else [start]), []
+    before = () if start is None else (start,)
+    return Frame(before, (), before)
 
 
 def longest_first(lengths: Sequence[int], total: int) -> list[int]:

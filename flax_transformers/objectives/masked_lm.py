@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
+    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -26,7 +27,13 @@ from flax_transformers.objectives.base import (
     WindowSpec,
 )
 from flax_transformers.objectives.lm_loss import MAX_LOGITS
-from flax_transformers.objectives.rows import frame, pad, padded_tokens, random_ordinary
+from flax_transformers.objectives.rows import (
+    bert_frame,
+    frame,
+    pad,
+    padded_tokens,
+    random_ordinary,
+)
 
 SPAN_STOP = 0.2
 SPAN_LONGEST = 10
@@ -76,6 +83,10 @@ class Masking:
     def count(self, tokens: int) -> int:
         """Number of tokens selected out of ``tokens`` ordinary ones."""
         return max(1, round(self.mask_fraction * tokens)) if tokens else 0
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around a text, or two."""
+        return bert_frame(vocab)
 
     def mask(
         self,

@@ -15,6 +15,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
+    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -26,6 +27,7 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.labelled import (
     Framing,
     LabelledSpec,
+    frame_of,
     framed,
     overhead,
 )
@@ -89,6 +91,10 @@ class QuestionAnswering:
     def predictions(self, sequence_length: int) -> int:
         """Every position can begin an answer."""
         return sequence_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around question and text."""
+        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare ``question_tokens`` and ``tokens`` int32, which are those of the text from token

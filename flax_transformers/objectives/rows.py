@@ -19,6 +19,12 @@ def frame(example: Arrays, vocab: Vocabulary) -> np.ndarray:
     return np.concatenate([[cls_id], body, [sep_id]]).astype(np.int32)
 
 
+def bert_frame(vocab: Vocabulary) -> Frame:
+    """``[CLS] A [SEP]``, and ``[CLS] A [SEP] B [SEP]``. Raises UserError as `framing_ids`."""
+    cls_id, sep_id = framing_ids(vocab)
+    return Frame((cls_id,), (sep_id,), ())
+
+
 def framing_ids(vocab: Vocabulary) -> tuple[int, int]:
     """The ids of [CLS] and [SEP]. Raises UserError for a tokenizer without them."""
     if vocab.cls_id is None or vocab.sep_id is None:

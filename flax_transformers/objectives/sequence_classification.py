@@ -15,6 +15,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
+    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -23,7 +24,7 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import Framing, LabelledSpec, framed_row
+from flax_transformers.objectives.labelled import Framing, LabelledSpec, frame_of, framed_row
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class SequenceClassification:
     def predictions(self, sequence_length: int) -> int:
         """One class or number for each example."""
         return 1
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around a text, or two."""
+        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``; not random.

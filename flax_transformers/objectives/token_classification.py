@@ -14,6 +14,7 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
+    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -25,6 +26,7 @@ from flax_transformers.objectives.base import (
 from flax_transformers.objectives.labelled import (
     Framing,
     LabelledSpec,
+    frame_of,
     framed,
     overhead,
 )
@@ -63,6 +65,10 @@ class TokenClassification:
     def predictions(self, sequence_length: int) -> int:
         """Every position can have a tag."""
         return sequence_length
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around a sentence."""
+        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the words in ``tokens`` int32 [n] that end at ``text_ends`` and have the tags

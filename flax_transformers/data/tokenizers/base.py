@@ -102,7 +102,7 @@ class Tokenizer:
         if noted is not None:
             return noted
         cls_id, sep_id = self.vocabulary.cls_id, self.vocabulary.sep_id
-        return Frame() if cls_id is None or sep_id is None else Frame((cls_id,), (sep_id,))
+        return Frame() if cls_id is None or sep_id is None else Frame((cls_id,), (sep_id,), ())
 
     def __call__(
         self, texts: str | Sequence[str], *, max_length: int | None = None, pad_to: int = 0

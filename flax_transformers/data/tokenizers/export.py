@@ -26,17 +26,19 @@ from flax_transformers.data.tokenizers.sentencepiece import (
     parse_sentencepiece,
 )
 from flax_transformers.objectives.base import Frame
+from flax_transformers.objectives.rows import run_frame
 
 _SPACE = "▁"
 
 
 def exported_files(
-    tokenizer: Tokenizer, frame: Frame | None, max_length: int | None
+    tokenizer: Tokenizer, frame: Frame | None, max_length: int | None, token_types: int = 0
 ) -> dict[str, bytes]:
     """The files of a tokenizer for an exported model, by name.
 
-    ``frame``: the special tokens around texts that the model was trained with; None: those of the
-    tokenizer, if any. ``max_length``: the maximum length of the model, None without a limit.
+    ``frame``: the special tokens around texts that the model was trained with; None: those that the
+    run noted, if any. ``max_length``: the maximum length of the model, None without a limit;
+    ``token_types``: the number of its token types.
     """
     if not tokenizer.facts.trained_here:
         return _published(tokenizer, max_length)
@@ -46,7 +48,9 @@ def exported_files(
         backend.post_processor = _processor(tokenizer, frame)
     described: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     is_bert = isinstance(tokenizer, PieceTokenizer) and tokenizer.kind == "wordpiece"
-    framed_as_bert = frame is None or _names(tokenizer, frame) == (["[CLS]"], ["[SEP]"])
+    framed_as_bert = frame is None or (
+        _names(tokenizer, frame) == (["[CLS]"], ["[SEP]"]) and not frame.before_second
+    )
     files = {}
     if is_bert and framed_as_bert:
         described = {"tokenizer_class": "BertTokenizer"}
@@ -58,6 +62,9 @@ def exported_files(
     described |= {
         f"{role}_token": tokenizer.pieces([roles[role]])[0] for role in ROLES if role in roles
     }
+    if described["tokenizer_class"] == "PreTrainedTokenizerFast":
+        typed = ["token_type_ids"] if token_types > 1 else []
+        described["model_input_names"] = ["input_ids", *typed, "attention_mask"]
     described["clean_up_tokenization_spaces"] = False
     if max_length is not None:
         described["model_max_length"] = max_length
@@ -91,10 +98,13 @@ def _processor(tokenizer: Tokenizer, frame: Frame) -> Any:
     """A post-processor that adds a frame around one text, and around each of two."""
     before, after = _names(tokenizer, frame)
     ids = dict(zip([*before, *after], [*frame.before, *frame.after], strict=True))
+    inner = before if frame.before_second is None else tokenizer.pieces(frame.before_second)
+    # RoBERTa, which has tokens before the second text, has one token type.
+    token_type = 0 if frame.before_second else 1
+    second = [f"{part}:{token_type}" for part in (*inner, "$B", *after)]
     return processors.TemplateProcessing(
         single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, *(f"{name}:1" for name in before), "$B:1"]
-        + [f"{name}:1" for name in after],
+        pair=[*before, "$A", *after, *second],
         special_tokens=list(ids.items()),
     )
 
@@ -185,18 +195,28 @@ def merges_of(model: bytes) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(merges)]
 
 
-def export_folder(source: Path, target: Path, max_length: int | None) -> Path:
+def export_folder(
+    source: Path,
+    target: Path,
+    max_length: int | None,
+    token_types: int = 0,
+    objective: object = None,
+) -> Path:
     """A folder with the files of ``source`` in the form that `transformers` reads.
 
     That is ``source``, or ``target`` if a run of this package saved the tokenizer; other files are
-    then copied to it. Raises UserError for a damaged file.
+    then copied to it. ``max_length`` and ``token_types``: see `exported_files`. ``objective``: that
+    of the run, for one that did not note the special tokens around its texts. Raises UserError for
+    a damaged file.
     """
     config = source / CONFIG_FILE
     if not config.is_file():
         return source
     if RECORD not in parsed({CONFIG_FILE: config.read_bytes()}, CONFIG_FILE, source):
         return source
-    files = exported_files(load_tokenizer(source), None, max_length)
+    tokenizer = load_tokenizer(source)
+    frame = tokenizer.facts.run_frame or run_frame(objective, tokenizer.vocabulary)
+    files = exported_files(tokenizer, frame, max_length, token_types)
     target.mkdir(parents=True)
     kept = {file.name: file for file in source.iterdir() if file.is_file()}
     for name, file in kept.items():

@@ -126,8 +126,11 @@ class Facts:
     @property
     def run_frame(self) -> Frame | None:
         """The special tokens that the run that saved it puts around texts; None if not recorded."""
-        noted = self.record.get("frame")
-        return None if noted is None else Frame(*(tuple(map(int, side)) for side in noted))
+        noted, second = self.record.get("frame"), self.record.get("before_second")
+        if noted is None:
+            return None
+        before, after = (tuple(map(int, side)) for side in noted)
+        return Frame(before, after, None if second is None else tuple(map(int, second)))
 
     def model_id(self, role: str, size: int) -> int | None:
         """The (first) id of a role in config.json or generation_config.json."""

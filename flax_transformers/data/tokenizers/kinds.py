@@ -416,6 +416,8 @@ def save_files(
         record |= {"published": True, "model": dict(tokenizer.facts.model)}
     if frame is not None:
         record["frame"] = [list(frame.before), list(frame.after)]
+        if frame.before_second is not None:
+            record["before_second"] = list(frame.before_second)
     text = json.dumps({**config, RECORD: record}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)

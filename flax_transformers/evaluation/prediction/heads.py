@@ -44,7 +44,7 @@ from flax_transformers.objectives.base import Arrays, Frame
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import overhead
 from flax_transformers.objectives.question_answering import QuestionAnswering
-from flax_transformers.objectives.rows import framing_ids
+from flax_transformers.objectives.rows import bert_frame
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
 
@@ -397,4 +397,4 @@ def score_head(config: TextConfig, tokenizer: Tokenizer, place: str, choices: bo
 
 def _frame_of(tokenizer: Tokenizer) -> Frame:
     """The special tokens around a text; [CLS] and [SEP] if neither run nor tokenizer names any."""
-    return noted_frame(tokenizer) or Frame(*((i,) for i in framing_ids(tokenizer.vocabulary)))
+    return noted_frame(tokenizer) or bert_frame(tokenizer.vocabulary)

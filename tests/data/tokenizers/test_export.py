@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 
 from flax_transformers.data.tokenizers.export import export_folder, exported_files
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.multiple_choice.objective import MultipleChoice
+from flax_transformers.objectives import rows
 from flax_transformers.objectives.base import Frame
+from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.next_sentence import NextSentence, SentenceOrder
+from flax_transformers.objectives.question_answering import QuestionAnswering
+from flax_transformers.objectives.replaced_tokens import ReplacedTokenDetection
+from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.objectives.token_classification import TokenClassification
 from tests.golden.multilingual import corpus, texts
 
+FRAMINGS = ("bert", "roberta", "t5", "llama", "gpt2")
+MASKED = (MaskedLM(), NextSentence(), SentenceOrder(), ReplacedTokenDetection())
 KINDS = ("wordpiece", "unigram", "bpe", "bytes", "byte_level_bpe")
 GIVEN = [text for several in texts(2).values() for text in several]
 
@@ -32,6 +43,9 @@ def test_the_exported_file_gives_the_same_ids_in_the_frame_of_training(trained):
     assert config["model_max_length"] == 512
     assert config["eos_token" if trained.vocabulary.eos_id is not None else "sep_token"]
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    typed = exported_files(trained, Frame(before=(start,)), 512, token_types=2)
+    assert "token_type_ids" in json.loads(typed["tokenizer_config.json"])["model_input_names"]
 
 
 def test_the_folder_of_a_run_is_exported_and_a_published_one_stays(trained, tmp_path):
@@ -43,6 +57,69 @@ def test_the_folder_of_a_run_is_exported_and_a_published_one_stays(trained, tmp_
     frame = load_tokenizer(out).vocabulary.frame
     assert frame == Frame(before=(trained.vocabulary.end_id,))
     assert export_folder(out, tmp_path / "again", None) == out
+
+
+def exported(tokenizer, objective, folder, noted):
+    """The tokenizer.json of a run with an objective, which ``noted`` its special tokens or not."""
+    frame = rows.run_frame(objective, tokenizer.vocabulary)
+    if frame is None:
+        assert tokenizer.vocabulary.cls_id is None
+        pytest.skip("byte-level BPE is trained without [CLS]")
+    tokenizer.save(folder / "run", frame if noted else None)
+    out = export_folder(folder / "run", folder / "out", None, 2, None if noted else objective)
+    return tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+
+
+def prepared(objective, tokenizer, texts):
+    """The ids and token types that a labelled objective gives the model."""
+    ids = tokenizer.encode_batch(texts)
+    tokens = np.concatenate(ids)
+    example = {
+        "tokens": tokens,
+        "text_ends": np.cumsum([len(one) for one in ids]),
+        "labels": np.zeros(1, np.int32),
+    }
+    if isinstance(objective, QuestionAnswering):
+        question = {"question_tokens": ids[0], "tokens": ids[1], "offset": np.array(0)}
+        example = {**question, "spans": np.zeros((1, 2), np.int32)}
+    row = objective.prepare(example, np.random.default_rng(0), tokenizer.vocabulary, 8_192)
+    if isinstance(objective, MultipleChoice):
+        row = {name: row[name][0] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    used = int(row["attention_mask"].sum())
+    return [row.get(name, row["input_ids"] * 0)[:used].tolist()
+            for name in ("input_ids", "token_type_ids")]  # fmt: skip
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_labelled_texts_are_exported_as_they_were_framed(trained, tmp_path, framing, noted):
+    objective = SequenceClassification(framing=framing)
+    backend = exported(trained, objective, tmp_path, noted)
+    for text in GIVEN:
+        assert backend.encode(text).ids == prepared(objective, trained, [text])[0]
+    found = backend.encode(*GIVEN[:2])
+    ids, types = prepared(objective, trained, GIVEN[:2])
+    assert found.ids == ids
+    if framing in ("bert", "roberta"):  # models of the other families have no token types
+        assert found.type_ids == types
+
+
+@pytest.mark.parametrize(
+    "objective", [QuestionAnswering(max_question_length=4_096), MultipleChoice()]
+)
+def test_two_texts_of_a_task_are_exported_as_they_were_framed(trained, tmp_path, objective):
+    found = exported(trained, objective, tmp_path, True).encode(*GIVEN[:2])
+    assert [found.ids, found.type_ids] == prepared(objective, trained, GIVEN[:2])
+
+
+@pytest.mark.parametrize("objective", [*MASKED, TokenClassification()])
+def test_texts_of_other_encoders_are_exported_in_cls_and_sep(trained, tmp_path, objective):
+    backend = exported(trained, objective, tmp_path, True)
+    for text, ids in zip(GIVEN, trained.encode_batch(GIVEN), strict=True):
+        example = {"tokens": ids, "document_ends": np.array([len(ids)])}
+        assert backend.encode(text).ids == rows.frame(example, trained.vocabulary).tolist()
+    found = load_tokenizer(tmp_path / "out")
+    assert found.vocabulary.frame == Frame(trained.frame.before, trained.frame.after)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
