@@ -458,6 +458,8 @@ def with_kept(
     the family's reader.
     """
     kept = {name: json.loads(text) for name, text in config.hub_fields}
+    if _of_other_labels(kept, written):
+        del kept["label2id"]
     for name in kept:
         if name in aliases:
             kept[name] = written[aliases[name]]
@@ -466,3 +468,14 @@ def with_kept(
     if kept and read({**written, **kept}) == read(written):
         return {**written, **kept}
     return {**kept, **written}
+
+
+def _of_other_labels(kept: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+    """Whether a "label2id" that was kept, whose numbers may be strings, is not of these labels."""
+    if "label2id" not in kept or "id2label" in kept:  # readers compare "id2label"
+        return False
+    try:
+        numbers = {name: int(number) for name, number in kept["label2id"].items()}
+    except (AttributeError, TypeError, ValueError):
+        return True
+    return numbers != written.get("label2id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -116,6 +117,20 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
     assert written["_num_labels"] == 4 and len(written["id2label"]) == 4
     assert written["torch_dtype"] == written["dtype"] == "float32"
     assert load_file(tmp_path / "four" / "model.safetensors")["classifier.bias"].shape == (4,)
+
+
+def test_numbers_of_labels_that_are_strings_are_kept_only_with_their_labels(tmp_path):
+    names = {"0": "cat", "1": "dog"}
+    strings = {"cat": "0", "dog": "1"}  # as scripts of transformers write them
+    written = read_and_write(
+        tmp_path, architectures=["ViTForImageClassification"], id2label=names, label2id=strings
+    )
+    assert written["id2label"] == names and written["label2id"] == strings
+    _, own, _ = _read_config(tmp_path, None, None)
+    for others in (("dog", "cat"), ("oak", "elm"), ("oak", "elm", "fir")):
+        changed = dataclasses.replace(own, num_labels=len(others), label_names=others)
+        assert config_json(changed)["label2id"] == {name: i for i, name in enumerate(others)}
+        assert list(config_json(changed)["id2label"].values()) == list(others)
 
 
 @pytest.mark.parametrize(
