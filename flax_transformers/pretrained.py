@@ -51,7 +51,9 @@ from flax_transformers.storage.hub import is_path
 
 log = logging.getLogger(__name__)
 
-NEW_IN_A_RUN = frozenset({"architecture", "num_labels", "label_names", "image_size"})
+NEW_IN_A_RUN = frozenset(
+    {"architecture", "num_labels", "label_names", "problem_type", "image_size"}
+)
 """Fields of a model in which a run may differ from the weights it starts from: heads are new then,
 and positions resized."""
 

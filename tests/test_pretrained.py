@@ -11,6 +11,7 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import initial_model, initial_parameters
@@ -72,6 +73,20 @@ def test_a_run_takes_its_model_from_the_weights_that_it_starts_from(wider, caplo
     assert (model.architecture, model.num_labels, model.dropout) == (config.architecture, 5, 0.3)
     assert f"the model is that of --init-from {wider}, not the config's: " in caplog.text
     assert "hidden_size 48" in caplog.text and "num_layers 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_type_of_a_problem_is_that_of_the_run_and_not_of_its_first_weights(tmp_path):
+    model, params = drawn_model(
+        "BertForSequenceClassification", problem_type="multi_label_classification"
+    )
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    found = initial_model(tmp_path / "hf", dataclasses.replace(model.config, problem_type=None))
+    assert found.problem_type is None and "problem_type" not in config_json(found)
+    given = initial_model(tmp_path / "hf", model.config, {"problem_type"})
+    assert given.problem_type == "multi_label_classification"
+    other = dataclasses.replace(model.config, problem_type="regression")
+    assert initial_model(tmp_path / "hf", other, {"problem_type"}).problem_type == "regression"
 
 
 def test_a_field_of_the_command_line_must_agree_with_the_weights(wider):

@@ -45,7 +45,7 @@ _KERNELS: dict[str, tuple[Kernel, ...]] = {
 }
 """Attention kernels of each platform, the default first."""
 
-BESIDE_THE_MODEL = frozenset({"problem_type", "hub_fields", "generation", "normalize_embeddings"})
+BESIDE_THE_MODEL = frozenset({"hub_fields", "generation", "normalize_embeddings"})
 """Fields of a config that do not change the outputs of the layers."""
 
 
