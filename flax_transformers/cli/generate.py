@@ -215,9 +215,13 @@ class Work:
 
     def checked(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts. Raises UserError where generation would."""
-        encoded = _encoded(self.prompts, texts, self.answers)
+        encoded = self.encoded(texts)
         self.check(encoded)
         return encoded
+
+    def encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of prompts of any length."""
+        return _encoded(self.prompts, texts, self.answers)
 
     def check(self, encoded: Sequence[Sequence[int]]) -> None:
         """Raises UserError for prompts that are too long for the model."""

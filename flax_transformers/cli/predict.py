@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _MAX_LENGTH = 8192
 """Largest number of tokens of a text if the model has no limit."""
+_MAX_ANSWER = 512
+"""Largest number of tokens of an answer if neither the run nor the model has a limit."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,8 @@ def _found(
 
 
 def _written(command: Predict, stored: StoredModel, options: ModelOptions) -> list[dict[str, Any]]:
-    """The texts that an encoder-decoder answers with, as ``generate`` without sampling."""
+    """The texts that an encoder-decoder answers with, as ``generate`` without sampling, from
+    sources and to lengths as in training."""
     import jax
 
     from flax_transformers.cli.generate import Generate
@@ -212,9 +217,19 @@ def _written(command: Predict, stored: StoredModel, options: ModelOptions) -> li
     from flax_transformers.pretrained import load_pretrained
 
     rows = _row_file(command, stored).texts().rows()
-    generate = Generate(stored.place, batch_size=command.batch_size, temperature=0.0)
+    longest, most = _lengths(stored)
+    generate = Generate(
+        stored.place, batch_size=command.batch_size, temperature=0.0, max_new_tokens=most
+    )
     work = generate.work_on(stored.source, stored.model, ())
-    encoded = work.checked([row.document.text[0] for row in rows])
+    encoded = work.encoded([row.document.text[0] for row in rows])
+    log.info(
+        "texts of more than %d tokens are truncated, %d of %d; answers have at most %d",
+        longest, sum(len(ids) > longest for ids in encoded), len(encoded),
+        most or work.settings.max_new_tokens or work.settings.max_length,
+    )  # fmt: skip
+    encoded = _cut(encoded, longest, stored)
+    work.check(encoded)
     mesh = make_mesh(options.mesh)
     with watchdog.phase("restore"):
         model, params = load_pretrained(
@@ -233,6 +248,33 @@ def _written(command: Predict, stored: StoredModel, options: ModelOptions) -> li
                 texts |= dict(zip(indices[: len(some)], written, strict=True))
                 indices = indices[len(some) :]
     return [{"text": texts[index]} for index in range(len(rows))]
+
+
+def _lengths(stored: StoredModel) -> tuple[int, int | None]:
+    """Maximum numbers of tokens of the sources and of the answers of an encoder-decoder: those of
+    the run's training, else of the model. None: the model's generation settings say it."""
+    config: Any = stored.model
+    limit = None if config.positions == "none" else config.max_positions
+    objective = stored.of_run("objective")
+    if objective is None:
+        settings = config.generation
+        said = settings.max_new_tokens is not None or settings.max_length is not None
+        return limit or _MAX_LENGTH, None if said else (limit or _MAX_ANSWER) - 1
+    length = stored.of_run("phases")[-1].sequence_length
+    # The first input of the decoder is no answer.
+    return min(length, limit or length), max(1, objective.predictions(length) - 1)
+
+
+def _cut(encoded: list[list[int]], longest: int, stored: StoredModel) -> list[list[int]]:
+    """Sources without the end of texts that are too long; special tokens at their end stay."""
+    from flax_transformers.generation.prompts import prompt_frame
+
+    config: Any = stored.model
+    assert stored.tokenizer is not None
+    ends = max(1, len(prompt_frame(stored.tokenizer, config).after))
+    return [
+        ids if len(ids) <= longest else [*ids[: longest - ends], *ids[-ends:]] for ids in encoded
+    ]
 
 
 def _of_images(

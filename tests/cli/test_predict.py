@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -14,20 +15,25 @@ import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.cli.main import main
+from flax_transformers.cli.predict import _lengths
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.evaluation.translation import decode_target, pairs_of, translate
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.runtime import stored_model, with_label_names
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
 from tests.huggingface.tensors import drawn_model
 
@@ -63,10 +69,15 @@ def saved_run(folder, source, architecture, objective, texts=None, **changes):
     )  # fmt: skip
     prepared = prepare(data)
     config = with_label_names(config, prepared)
+    params = parameters(build_model(config.model, ComputeConfig()), texts)
+    return save_step(folder, config, prepared, params)
+
+
+def save_step(folder, config, prepared, params):
+    """The workdir of a run with a checkpoint of step 0."""
     meta = checkpoint_meta(
         config, prepared, RunPosition(), {}, {}, consecutive_skips=0, diverging_steps=0
     )
-    params = parameters(build_model(config.model, ComputeConfig()), texts)
     checkpoints = Checkpoints(folder / "run" / "checkpoints", CheckpointConfig(asynchronous=False))
     checkpoints.save(0, {"params": params}, meta, tokenizer_files(config, prepared))
     checkpoints.close()
@@ -259,7 +270,8 @@ def test_answers_are_spans_of_the_context_and_score_as_in_evaluation(tmp_path, c
 
 
 def test_an_encoder_decoder_answers_in_the_order_of_the_rows(tmp_path, capsys):
-    model, params = drawn_model("T5ForConditionalGeneration", vocab_size=384)
+    settings = GenerationSettings(max_new_tokens=30)
+    model, params = drawn_model("T5ForConditionalGeneration", vocab_size=384, generation=settings)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
     texts = ["a", "a longer text of more than sixteen bytes", "bb", "a"]
     (tmp_path / "a.txt").write_text("\n".join(texts))
@@ -268,6 +280,49 @@ def test_an_encoder_decoder_answers_in_the_order_of_the_rows(tmp_path, capsys):
     assert [list(line) for line in found] == [["text"]] * 4
     assert found[0] == found[3] != found[2] != found[1] != found[0]
     assert predict(capsys, *command, "--batch-size", 1) == found
+
+
+def test_answers_of_a_run_have_its_lengths_as_in_evaluation(tmp_path, capsys, caplog):
+    pairs = [{"source": "ab " * n, "target": "c d " * n} for n in (1, 30, 200)]
+    file = write_rows(tmp_path / "pairs.jsonl", pairs)
+    source = PairSource(str(file), source_field="source", target_field="target")
+    data = TextData(
+        source=source, validation_source=source, tokenizer=TokenizerConfig("bytes"),
+        store=str(tmp_path / "store"), shards=1, prepare_processes=1,
+    )  # fmt: skip
+    model, params = drawn_model(
+        "MarianMTModel", vocab_size=262, max_positions=96, pad_id=0, eos_ids=(1,),
+        decoder_start_id=0,
+    )  # fmt: skip
+    config = tiny_config(
+        "", "", sequence_length=48, model=model.config, data=data,
+        objective=SequenceToSequence(target_length=96),
+    )  # fmt: skip
+    prepared = prepare(data)
+    run = save_step(tmp_path, config, prepared, params)
+    decode = decode_target(prepared)
+    held_out = pairs_of(config, prepared, "validation", 3)
+    caplog.set_level("INFO", "flax_transformers")
+    expected = [decode(ids) for ids in translate(config, prepared, model, params, held_out)]
+    found = [line["text"] for line in predict(capsys, run, "--input", file)]
+    assert found == expected and max(map(len, found)) > 70
+    assert "than 48 tokens are truncated, 2 of 3; answers have at most 95" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "lengths"),
+    [
+        ("MarianMTModel", {}, (96, 95)),
+        ("MarianMTModel", {"max_length": 40}, (96, None)),
+        ("T5ForConditionalGeneration", {}, (8192, 511)),
+    ],
+)
+def test_answers_of_a_published_model_end_by_its_settings_or_positions(
+    architecture, settings, lengths
+):
+    changes = {} if architecture.startswith("T5") else {"max_positions": 96}
+    model = tiny_architecture(architecture, generation=GenerationSettings(**settings), **changes)
+    assert _lengths(SimpleNamespace(model=model, of_run=lambda name: None)) == lengths
 
 
 def test_embeddings_are_pooled_hidden_states(classifier, capsys):
