@@ -341,6 +341,21 @@ def test_embeddings_are_pooled_hidden_states(classifier, capsys):
         np.testing.assert_allclose(found[5]["embedding"], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_texts_are_embedded_by_the_text_encoder_of_an_image_text_model(kind, tmp_path, capsys):
+    model, params = drawn_model(f"{kind}Model", vocab_size=384)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    command = ["predict", tmp_path / "hf", "--input", tmp_path / "a.txt"]
+    assert main([*map(str, command), "--pool", "mean"]) == 2
+    said = f"holds a {kind}Model, which has no hidden states of texts alone; give --pool with"
+    assert said in capsys.readouterr().err
+    assert main([*map(str, command), "--score"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    found = predict(capsys, *command[1:], "--pool", "mean", "--architecture", f"{kind}TextModel")
+    assert [len(line["embedding"]) for line in found] == [model.config.hidden_size] * 2
+
+
 def test_embeddings_of_a_sentence_encoder_end_at_its_own_length(tmp_path, capsys):
     model, params = drawn_model("BertModel", vocab_size=384, normalize_embeddings=True)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
