@@ -106,6 +106,8 @@ class SiglipTextForSequenceClassification(TextForSequenceClassification):
 
     config: SiglipTextConfig
 
+    reads_padding = True
+
     def pool(self, hidden_BTD: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
         return self.head_dropout(hidden_BTD[:, -1], deterministic=deterministic)
 

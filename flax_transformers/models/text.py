@@ -202,6 +202,8 @@ class TextForSequenceClassification(TextModel):
 
     label_bias: ClassVar[bool] = True
     """Whether the last layer has a bias vector."""
+    reads_padding: ClassVar[bool] = False
+    """Whether the labels depend on the length that a text is padded to."""
 
     def setup(self) -> None:
         super().setup()

@@ -23,7 +23,7 @@ from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
-from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.evaluation.translation import decode_target, pairs_of, translate
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
@@ -153,6 +153,33 @@ def test_labels_are_those_of_evaluation_and_independent_of_the_batch_size(
     (tmp_path / "rows.txt").write_text("".join(f"{row['said']}\n" for row in rows))
     again = predict(capsys, run, "--input", tmp_path / "rows.txt", "--batch-size", 3)
     assert_same(again, found)
+
+
+def test_a_classifier_that_reads_padding_gets_that_of_training(tmp_path, capsys):
+    rows = text_rows()
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    source = LabelledSource(str(file), text_field="said", label_field="kind")
+    data = TextData(
+        source=source, validation_source=source, tokenizer=TokenizerConfig("bytes"),
+        store=str(tmp_path / "store"), shards=1, prepare_processes=1,
+    )  # fmt: skip
+    model, params = drawn_model(
+        "SiglipTextForSequenceClassification", vocab_size=262, max_positions=48, num_labels=3,
+        pad_id=0,
+    )  # fmt: skip
+    config = tiny_config(
+        "", "", sequence_length=48, model=model.config, data=data,
+        objective=SequenceClassification(framing=model.config.framing),
+    )  # fmt: skip
+    prepared = prepare(data)
+    run = save_step(tmp_path, with_label_names(config, prepared), prepared, params)
+    found = predict(capsys, run, "--input", file)
+    inputs = load_tokenizer(Path(run) / "checkpoints" / "0" / "tokenizer")(
+        [row["said"] for row in rows], max_length=48, pad_to=48
+    )
+    logits = jax.jit(model.apply)({"params": params}, **inputs).logits
+    for line, expected in zip(found, jax.nn.softmax(logits).tolist(), strict=True):
+        np.testing.assert_allclose(list(line["probabilities"].values()), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

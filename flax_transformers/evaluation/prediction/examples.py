@@ -257,16 +257,22 @@ def _crop(given: Mapping[str, Any]) -> Crop:
 
 
 def batches_by_length(
-    examples: Examples, objective: Predicts, vocabulary: Vocabulary, length: int, batch_size: int
+    examples: Examples,
+    objective: Predicts,
+    vocabulary: Vocabulary,
+    length: int,
+    batch_size: int,
+    one_length: bool = False,
 ) -> Iterator[Arrays]:
     """Batches of ``batch_size`` prepared rows, each batch of one bucket of lengths up to
-    ``length``; the last of a bucket is filled with rows of zeros with ``example_id`` -1."""
+    ``length``, or all of that length; the last of a bucket is filled with rows of zeros with
+    ``example_id`` -1."""
     waiting: dict[int, list[Arrays]] = defaultdict(list)
     rng = np.random.default_rng(0)  # nothing in a row is random
     for number in range(len(examples)):
         row = objective.prepare(examples.read(number, rng), rng, vocabulary, length)
         size = length
-        if "attention_mask" in row:
+        if "attention_mask" in row and not one_length:
             used = int(row["attention_mask"].sum(axis=-1).max())
             size = min(length, bucket(max(_SHORTEST, used)))
             row = {name: array[..., :size] if array.ndim else array for name, array in row.items()}
@@ -296,7 +302,8 @@ def predictions(
     found: dict[int, Arrays] = {}
     with jax.set_mesh(mesh):
         step = prediction_step(objective, functions, restored.params, mesh)
-        batches = batches_by_length(examples, objective, vocabulary, length, batch_size)
+        one = getattr(restored.model, "reads_padding", False)
+        batches = batches_by_length(examples, objective, vocabulary, length, batch_size, one)
         local = ({name: rows[hosts] for name, rows in batch.items()} for batch in batches)
         for batch in predicted(step, restored.params, local, mesh, batch_size):
             for row, number in enumerate(batch["example_id"].tolist()):
