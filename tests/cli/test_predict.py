@@ -420,6 +420,24 @@ def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):
         assert abs(sum(shares.values()) - 1.0) > 1e-3
 
 
+def test_several_numbers_of_a_published_regression_are_all_printed(tmp_path, capsys):
+    config = tiny_bert(
+        architecture="BertForSequenceClassification", num_labels=2, label_names=("x", "y"),
+        problem_type="regression",
+    )  # fmt: skip
+    model = build_model(config, ComputeConfig())
+    params = parameters(model)
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    (tmp_path / "a.txt").write_text("one\nand two\n")
+    found = predict(capsys, tmp_path / "hf", "--input", tmp_path / "a.txt")
+    inputs = ByteTokenizer()(["one", "and two"])
+    logits = jax.jit(model.apply)({"params": params}, **inputs).logits
+    for line, (x, y) in zip(found, logits.tolist(), strict=True):
+        assert line == {
+            "values": {"x": pytest.approx(x, abs=1e-3), "y": pytest.approx(y, abs=1e-3)}
+        }
+
+
 def test_a_model_without_a_head_says_what_to_do(tmp_path, capsys):
     model, params = drawn_model("GPT2LMHeadModel", vocab_size=384)
     ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())

@@ -38,7 +38,7 @@ from flax_transformers.evaluation.scoring.likelihood import (
 from flax_transformers.evaluation.tagging import tagged_words
 from flax_transformers.generation.prompts import noted_frame, require_known
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.models.config import TextConfig, TransformerConfig
+from flax_transformers.models.config import ProblemType, TextConfig, TransformerConfig
 from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import Arrays, Frame
 from flax_transformers.objectives.image_classification import ImageClassification
@@ -162,24 +162,32 @@ class Head:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class Labels(Head):
     """The likeliest label of a text, of a pair, or of an image, with the probabilities of all."""
 
+    problem: ProblemType | None = None
+    """What the labels of a model are that was not trained here."""
+
     @classmethod
     def of_model(cls, objective: Any, config: TextConfig) -> Self:
-        regression = config.problem_type == "regression" or config.num_labels == 1
-        loss = "mse" if regression else "cross_entropy"
-        return cls(objective(framing=config.framing, loss=loss))
+        loss = "mse" if config.num_labels == 1 else "cross_entropy"
+        return cls(objective(framing=config.framing, loss=loss), config.problem_type)
 
     def lines(self, predicted: Predicted) -> list[Line]:
         if self.objective.loss == "mse":
             return [{"value": six_digits(row["predicted"][0])} for row in predicted.found]
         # A sigmoid: labels have a probability each, and all above one half hold.
-        independent = predicted.config.problem_type == "multi_label_classification"
+        independent = self.problem == "multi_label_classification"
         independent |= self.objective.loss == "sigmoid"
-        lines, names = [], predicted.names
+        lines: list[Line] = []
+        names = predicted.names
         for row in predicted.found:
             logits = row["logits"][0].astype(np.float64)
+            if self.problem == "regression":
+                numbers = zip(names, map(six_digits, logits), strict=True)
+                lines.append({"values": dict(numbers)})
+                continue
             shares = expit(logits) if independent else softmax(logits)
             best = int(logits.argmax())
             line: Line = {"label": names[best], "probability": six_digits(shares[best])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from flax_transformers.data.sources.labelled import LabelledSource
@@ -9,11 +10,13 @@ from flax_transformers.distillation.objectives import DistilledImageClassificati
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.heads import (
     Labels,
+    Predicted,
     RowFile,
     head_of,
     head_of_model,
 )
 from flax_transformers.objectives.masked_lm import MaskedLM
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.testing import tiny_architecture, tiny_bert
 
 
@@ -45,6 +48,29 @@ def test_a_published_head_is_read_with_the_special_tokens_of_its_family(
 def test_one_label_is_a_number():
     config = tiny_bert(architecture="BertForSequenceClassification", num_labels=1)
     assert head_of_model(config, "folder").objective.loss == "mse"
+
+
+LOGITS = [{"logits": np.array([[3.0, 1.0, -1.0]], np.float32)}]
+
+
+def three_labels(problem_type):
+    return tiny_bert(
+        architecture="BertForSequenceClassification", num_labels=3, problem_type=problem_type
+    )
+
+
+def test_several_numbers_of_a_published_model_have_names():
+    config = three_labels("regression")
+    found = head_of_model(config, "folder").lines(Predicted(config, None, LOGITS))
+    assert found == [{"values": {"LABEL_0": 3.0, "LABEL_1": 1.0, "LABEL_2": -1.0}}]
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_labels_of_a_run_are_those_of_its_objective_whatever_its_weights_were_before(problem):
+    head = head_of(SequenceClassification())
+    found = head.lines(Predicted(three_labels(problem), None, LOGITS))
+    assert found == head.lines(Predicted(three_labels(None), None, LOGITS))
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_masked_language_model_has_no_head_to_predict_with():
