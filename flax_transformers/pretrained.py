@@ -35,6 +35,7 @@ from flax_transformers.huggingface import generation_settings, placement
 from flax_transformers.huggingface import read as hub_read
 from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import ONLY_IN_TRAINING, build_model, family_of
+from flax_transformers.huggingface.folder_kinds import CONFIG
 from flax_transformers.huggingface.peft import write_adapter
 from flax_transformers.huggingface.weights import export_tensors, find_slots
 from flax_transformers.models.config import (
@@ -364,7 +365,9 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     try:
         folder = absolute(path)
         inner = any((folder / name).is_dir() for name in ("checkpoints", "state"))
-        return inner or bool(finished_steps(best_of_folder(folder) or folder))
+        steps = best_of_folder(folder) or folder
+        # Beside a config.json, folders named by numbers are no steps of a run.
+        return inner or (bool(finished_steps(steps)) and not (steps / CONFIG).exists())
     except (OSError, ImportError, KeyError):
         return False
 

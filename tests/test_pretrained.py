@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,7 +15,12 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.pretrained import initial_model, initial_parameters
+from flax_transformers.pretrained import (
+    find_pretrained,
+    initial_model,
+    initial_parameters,
+    is_checkpoint,
+)
 from flax_transformers.testing import assert_bit_equal, tiny_architecture, tiny_bert
 from tests.huggingface.tensors import drawn_model
 
@@ -105,6 +111,16 @@ def test_weights_of_another_family_are_refused_by_the_option(wider):
         initial_model(wider, gpt2)
     with pytest.raises(UserError, match="--init-from /no/such is no directory"):
         initial_model("/no/such", tiny_bert())
+
+
+@pytest.mark.slow
+def test_a_folder_named_by_a_number_does_not_make_a_published_model_a_run(wider, tmp_path):
+    shutil.copytree(wider, tmp_path / "hf")
+    (tmp_path / "hf" / "1").mkdir()
+    assert find_pretrained(tmp_path / "hf") == tmp_path / "hf"
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    for run in (tmp_path, tmp_path / "checkpoints"):
+        assert is_checkpoint(run)
 
 
 def test_what_only_tensors_tell_is_part_of_the_model(tmp_path):
