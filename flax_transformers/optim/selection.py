@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -216,7 +217,7 @@ def layer_stacks(
 ) -> dict[Name, LayerStack]:
     """The stacks of layers among parameters of ``shapes``, by their common path.
 
-    They are in the order of the layers: the stacks with cross-attention (decoders) last.
+    In order: decoders (``_decoders``) after the others, and by name, as of the stages of a CNN.
     """
     others = {name[:k] for name in shapes if not _is_stacked(name, axes) for k in range(len(name))}
     members: dict[Name, list[Name]] = {}
@@ -227,9 +228,20 @@ def layer_stacks(
         stack: _stack(names, {name: shapes[name][0] for name in names}, axes)
         for stack, names in members.items()
     }
-    return dict(
-        sorted(found.items(), key=lambda item: (item[1].key_kernels, "decoder" in item[0], item[0]))
-    )
+    decoders = _decoders(found)
+    return {path: found[path] for path in sorted(found, key=lambda path: (path in decoders, path))}
+
+
+def _decoders(stacks: Mapping[Name, LayerStack]) -> set[Name]:
+    """The stacks that lie on others: those with cross-attention, and those in a folder "decoder*"
+    or "*_head", as the decoders of masked autoencoders."""
+    own = min((stack.key_kernels for stack in stacks.values() if stack.key_kernels), default=0)
+    return {
+        path
+        for path, stack in stacks.items()
+        if stack.key_kernels >= 2 * own > 0
+        or any(key.startswith("decoder") or key.endswith("_head") for key in path)
+    }
 
 
 def _is_stacked(name: Name, axes: Axes) -> bool:
@@ -281,19 +293,24 @@ def depths(params: Any, axes: Axes = NO_AXES) -> tuple[Any, int]:
 
     Embeddings have depth 0, layer i (from 0) i + 1, and what follows the last layer (its norm, the
     heads) the number of layers + 1, as in BEiT (arXiv:2106.08254) and MAE (arXiv:2111.06377). A
-    stacked parameter's depth is a vector over its leading axis. Where there are two stacks, the
-    decoder's layers lie on the encoder's; T5's relative bias belongs to the first layer of its
-    stack, and the encoder's last norm to its last layer. Embeddings are all parameters in a folder
-    with a table of tokens, positions or token types, a kernel of patches, or a norm of the axis
-    "input_norm", or of that name.
+    stacked parameter's depth is a vector over its leading axis.
+
+    Stacks in one folder, as the stages of a CNN, follow each other by name. Stacks in different
+    folders are towers that all end below the heads, so that each one's last layer has depth head
+    - 1: the image and the text encoder of CLIP, ELECTRA's generator and discriminator. Decoders
+    lie on the others, which end below the decoders' first layer: they have cross-attention, or lie
+    in a folder "decoder*" or "*_head", as those of masked autoencoders.
+
+    In the folder of a tower, T5's relative bias belongs to the first layer, and an encoder's last
+    norm to its last layer; embeddings have the depth below the first layer, and 0 in a decoder.
+    Embeddings are all parameters in a folder with a table of tokens, positions or token types, a
+    kernel of patches, or a norm of the axis "input_norm", or of that name.
     """
     shapes = {
         name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     stacks = layer_stacks(shapes, axes)
-    counts = [stack.num_layers for stack in stacks.values()]
-    first = dict(zip(stacks, np.cumsum([1, *counts]).tolist(), strict=False))  # depth of layer 0
-    head = 1 + sum(counts)
+    decoders, (first, head) = _decoders(stacks), _first_layers(stacks)
     folders = {name: _folder(name, stacks) for name in shapes}
     embeddings = {folders[name] for name in shapes if _is_input(name, axes)}
     embeddings |= {folder for folder in folders.values() if folder[-1] in _EMBEDDINGS}
@@ -302,18 +319,31 @@ def depths(params: Any, axes: Axes = NO_AXES) -> tuple[Any, int]:
         for path, stack in stacks.items():
             if name in stack.rows:
                 return first[path] + stack.rows[name]
+        beside = [path for path in stacks if path[:-1] and name[: len(path) - 1] == path[:-1]]
         if folders[name] in embeddings:
-            return np.asarray(0)
-        for path, stack in stacks.items():
-            if path[:-1] and name[: len(path) - 1] == path[:-1]:  # beside the stack
-                if _is_relative_bias(name, axes):
-                    return np.asarray(first[path])
-                if path != list(stacks)[-1]:
-                    return np.asarray(first[path] + stack.num_layers - 1)
-                break
-        return np.asarray(head)
+            is_tower = beside and beside[0] not in decoders
+            return np.asarray(first[beside[0]] - 1 if is_tower else 0)
+        if beside and _is_relative_bias(name, axes):
+            return np.asarray(first[beside[0]])
+        end = first[beside[-1]] + stacks[beside[-1]].num_layers if beside else head
+        return np.asarray(head if end == head else end - 1)
 
     return map_named(depth, params), head
+
+
+def _first_layers(stacks: Mapping[Name, LayerStack]) -> tuple[dict[Name, int], int]:
+    """The depth of the first layer of each stack, and that of the heads; see ``depths``."""
+    decoders = _decoders(stacks)
+    towers = {path: (path in decoders, path[:-1]) for path in stacks}
+    heights: Counter[tuple[bool, Name]] = Counter()
+    below: dict[Name, int] = {}  # layers of the same tower
+    for path, stack in stacks.items():
+        below[path] = heights[towers[path]]
+        heights[towers[path]] += stack.num_layers
+    middle = 1 + max((heights[tower] for tower in heights if not tower[0]), default=0)
+    head = middle + max((heights[tower] for tower in heights if tower[0]), default=0)
+    ends = {path: head if path in decoders else middle for path in stacks}
+    return {path: ends[path] - heights[towers[path]] + below[path] for path in stacks}, head
 
 
 def _folder(name: Name, stacks: Iterable[Name]) -> Name:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.optim.optimizers import (
     LAMB,
     Adafactor,
@@ -21,6 +24,7 @@ from flax_transformers.optim.selection import (
     depths,
     kind_of,
     layer_stacks,
+    logical_axes,
     map_named,
     matches,
     matrix_axes,
@@ -28,7 +32,7 @@ from flax_transformers.optim.selection import (
     name_of,
     partition,
 )
-from flax_transformers.testing import assert_bit_equal
+from flax_transformers.testing import assert_bit_equal, tiny_architecture
 
 
 def leaf(*shape):
@@ -184,6 +188,54 @@ def test_depths_of_a_model_of_the_users_own_follow_from_logical_axes():
         "answer": {"w": 6},
     }
     assert head == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "layers", "head"),
+    [
+        ("CLIPModel", {"image_tower/stack": [1, 2], "text_tower/stack": [1, 2]}, 3),
+        ("ViTMAEForPreTraining", {"stack": [1, 2], "reconstruction_head/stack": [3]}, 4),
+        ("VideoMAEForPreTraining", {"stack": [1, 2], "reconstruction_head/stack": [3]}, 4),
+        ("MultimodalMaeForPreTraining", {"stack": [1, 2], "decoder_image/stack": [3]}, 4),
+        ("ElectraWithGenerator", {"stack": [1, 2], "generator/stack": [1, 2]}, 3),
+        ("T5ForConditionalGeneration", {"encoder/stack": [1, 2], "decoder/stack": [3, 4]}, 5),
+        ("BartForConditionalGeneration", {"encoder/stack": [1, 2], "decoder/stack": [3, 4]}, 5),
+    ],
+)
+def test_towers_end_at_the_heads_and_decoders_lie_on_encoders(architecture, layers, head):
+    boxed = boxed_shapes(build_model(tiny_architecture(architecture)))
+    found, depth_of_head = depths(nn.meta.unbox(boxed), logical_axes(boxed))
+    blocks = {
+        stack: flatten_dict(found, sep="/")[f"{stack}/layers/block_0/mlp/down/kernel"].tolist()
+        for stack in layers
+    }
+    assert (blocks, depth_of_head) == (layers, head)
+
+
+def test_the_shorter_of_two_towers_starts_higher_with_its_embeddings_just_below():
+    towers = {
+        "image_tower": {
+            "stage_0": {"layers": {"block_0": block(2)}},
+            "stage_1": {"layers": {"block_0": block(1)}},
+            "final_norm": {"scale": leaf(4)},
+        },
+        "text_tower": {
+            "words": {"embedding": leaf(8, 4)},
+            "stack": {"layers": {"block_0": block(2)}},
+            "final_norm": {"scale": leaf(4)},
+        },
+        "text_projection": {"kernel": leaf(4, 4)},
+    }
+    found, head = depths(towers)
+    shown = {name: depth.tolist() for name, depth in flatten_dict(found, sep="/").items()}
+    query = "layers/block_0/attention/query/bias"
+    assert head == shown["text_projection/kernel"] == 4
+    assert shown[f"image_tower/stage_0/{query}"] == [1, 2]
+    assert shown[f"image_tower/stage_1/{query}"] == [3]
+    assert shown[f"text_tower/stack/{query}"] == [2, 3]
+    assert shown["text_tower/words/embedding"] == 1
+    assert shown["image_tower/final_norm/scale"] == shown["text_tower/final_norm/scale"] == 4
 
 
 def real(tree, value=1.0):
