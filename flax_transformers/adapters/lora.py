@@ -57,7 +57,7 @@ class LoraConfig:
     ("attention", "feed-forward", and "all-linear" for both), or patterns ("*/cross_attention")."""
     fully_trained: tuple[str, ...] | None = None
     """Patterns of parameters that are trained as they are. None: the heads of a model that predicts
-    labels, and none of a language model."""
+    labels or values, but no head that predicts tokens."""
 
     RANGES: ClassVar[ranges.Ranges] = {
         "rank": ranges.integers(1, 2**14),
@@ -135,7 +135,8 @@ def _fully_trained(
     config: LoraConfig, names: Collection[Name], axes: Axes, body: Collection[str]
 ) -> list[Name]:
     if config.fully_trained is None:
-        heads = [name for name in names if name[0] not in body]
+        untrained = {*body, *(name[0] for name in names if "vocab" in axes.get(name, ()))}
+        heads = [name for name in names if name[0] not in untrained]
         return heads if any("labels" in axes.get(name, ()) for name in heads) else []
     for pattern in config.fully_trained:
         if not any(matches(name, pattern) for name in names):

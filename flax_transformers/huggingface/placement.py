@@ -47,6 +47,11 @@ def body_names(model: Any) -> frozenset[str]:
     return frozenset(jax.eval_shape(_once(_initialise_body, model), jax.random.key(0)))
 
 
+def names_of_logits(model: Any) -> frozenset[str]:
+    """Top-level names of the parameters that a language model's logits depend on."""
+    return frozenset(jax.eval_shape(_once(_initialise_logits, model), jax.random.key(0)))
+
+
 def _once(initialise: Callable[[Any, jax.Array], Any], model: Any) -> Callable[[jax.Array], Any]:
     """``initialise`` of ``model``, as a function that is traced once for equal models."""
     try:
@@ -62,6 +67,13 @@ def _initialise(model: Any, key: jax.Array) -> Any:
 
 def _initialise_body(model: Any, key: jax.Array) -> Any:
     return model.init(key, **model.example_inputs(), method="hidden_states")["params"]
+
+
+def _initialise_logits(model: Any, key: jax.Array) -> Any:
+    def logits(model: Any, **inputs: Any) -> Any:
+        return model.unembedding(model.hidden_states(**inputs).last_hidden_state)
+
+    return model.init(key, **model.example_inputs(), method=logits)["params"]
 
 
 @dataclass(frozen=True)

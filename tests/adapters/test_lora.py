@@ -70,6 +70,8 @@ def test_heads_of_labels_are_trained_in_full_and_those_of_language_models_are_no
     assert whole("BertForSequenceClassification") == {"pooler", "classification_head"}
     assert whole("BertForMaskedLM") == whole("LlamaForCausalLM") == set()
     assert whole("BertForMaskedLM", fully_trained=("mlm_head",)) == {"mlm_head"}
+    assert whole("LlamaForCausalLMWithValueHead") == {"value_head"}
+    assert whole("BertForPreTraining") == {"pooler", "next_sentence_head"}
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "MixtralForCausalLM", "GPT2Model"])

@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import boxed_shapes, names_of_logits
+from flax_transformers.testing import tiny_architecture
 
 
 @dataclass
@@ -33,3 +35,8 @@ def test_the_config_of_a_users_model_may_change() -> None:
     assert boxed_shapes(model)["Dense_0"]["kernel"].shape == (2, 4)
     config.width = 8
     assert boxed_shapes(model)["Dense_0"]["kernel"].shape == (2, 8)
+
+
+def test_logits_do_not_depend_on_the_head_of_values() -> None:
+    model = build_model(tiny_architecture("LlamaForCausalLMWithValueHead"))
+    assert names_of_logits(model) == {"words", "stack", "final_norm", "lm_head"}

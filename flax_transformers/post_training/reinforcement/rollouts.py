@@ -37,6 +37,7 @@ from flax_transformers.generation.loop import Endings, TextLimits
 from flax_transformers.generation.program import GenerationRequest
 from flax_transformers.generation.prompts import prompt_frame
 from flax_transformers.generation.sampling import Sampling
+from flax_transformers.huggingface.placement import names_of_logits
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.objectives.base import Arrays, Vocabulary
@@ -431,17 +432,21 @@ class _Rollouts:
         return {f"{STATISTICS}{name}": np.asarray(a, np.float32) for name, a in found.items()}
 
     def _reference_parameters(self, initial: Callable[[Mesh], Any] | None) -> Any:
-        """Those that training started from; None without a reference, and with adapters, whose base
-        it is.
+        """Those that training started from; None without a reference, and with adapters where it
+        is their base, that is, all that logits depend on but the adapters is frozen.
 
         Raises UserError if they are not those of the rollouts before.
         """
         trainer = self._run.trainer
-        if not self._objective.needs_reference or trainer.adapters is not None:
+        if not self._objective.needs_reference:
             return None
+        if (adapters := trainer.adapters) is not None:
+            moving = {name[0] for name in adapters.fully_trained}
+            if moving.isdisjoint(names_of_logits(trainer.model)):
+                return None
         with watchdog.phase("restore"):
             if initial is None:
-                params = trainer.init(self._run.config.seed).variables
+                params = base_of(trainer.init(self._run.config.seed).variables)
             else:
                 params = initial(self._run.mesh)
             found = f"{int(jax.jit(_checksum)(params)):08x}"

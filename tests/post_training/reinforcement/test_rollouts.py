@@ -150,6 +150,17 @@ def test_the_reference_of_adapters_is_the_model_without_them(tmp_path):
     assert not (tmp_path / "rollouts" / "reference.txt").exists()
 
 
+def test_the_reference_keeps_what_is_trained_beside_adapters(tmp_path):
+    """A run whose adapters do not move: all of the divergence comes from the output table."""
+    lora = LoraConfig(rank=2, alpha=1e-6, fully_trained=("lm_head",))
+    config = config_for(steps=3, kl_coefficient=0.1, lora=lora, batches=1)
+    run(config, tmp_path)
+    rows = rows_of(tmp_path)
+    assert rows[1]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[3]["policy/kl"] > 1e-6
+    assert (tmp_path / "rollouts" / "reference.txt").exists()
+
+
 def test_truncated_completions_can_be_left_out(tmp_path):
     once = {"batches": 1, "epochs": 1, "gather_weights": True}
     run(config_for(steps=1, mask_truncated=True, **once), tmp_path)
