@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ RECORD = "sweep.json"
 _FREE = ("checkpoints", "limits", "logging", "mesh", "platform")
 _DEFINING = tuple(name for name in TrainConfig.__dataclass_fields__ if name not in _FREE)
 """What identifies a run of a sweep: all that its score can depend on."""
+_FREE_WITHIN = re.compile(
+    r"data\.(store|prepare_processes|workers|verify)|checkpoints\.(?!best_).*"
+)
+"""Finished runs do not open their data, so that no fingerprints are compared, only fields."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def check(sweep: StudyRuns) -> None:
     if base is None and (sweep.folder / "config.json").exists():
         raise UserError(f"{sweep.folder} holds a single run; choose another --workdir")
     if base is not None:
-        check_resumable(base, sweep.study.base, str(sweep.folder), _DEFINING)
+        _check_same(base, sweep.study.base, str(sweep.folder))
     for point in sweep.points:
         _check_point(point)
     for run in sweep.runs:
@@ -80,12 +85,18 @@ def _check_point(point: Point) -> None:
         raise UserError(f"grid point {point.name or 'of the config'}: {error}") from error
 
 
+def _check_same(saved: Any, config: TrainConfig, where: str) -> None:
+    stopping, defining = config.early_stopping, _DEFINING
+    if stopping.patience is not None and stopping.metric is None:
+        defining = (*_DEFINING, "checkpoints")  # whose best metric decides where a run stops
+    check_resumable(saved, config, where, defining, _FREE_WITHIN)
+
+
 def _check_workdir(training: Training) -> None:
     """The workdir has no other run in it than this one."""
     saved = _read(training.workdir)
     if saved is not None:
-        where = str(training.workdir)
-        check_resumable(saved.get("config"), training.config, where, _DEFINING)
+        _check_same(saved.get("config"), training.config, str(training.workdir))
     elif (training.workdir / "config.json").exists():
         raise UserError(
             f"{training.workdir} holds a run that no sweep has started; choose another --workdir, "

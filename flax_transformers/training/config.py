@@ -247,12 +247,17 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
 
 
 def check_resumable(
-    saved: Any, config: TrainConfig, where: str, defining: Sequence[str] = _DEFINES_RUN
+    saved: Any,
+    config: TrainConfig,
+    where: str,
+    defining: Sequence[str] = _DEFINES_RUN,
+    free: re.Pattern[str] = _FREE_WITHIN,
 ) -> list[str]:
     """Compares the config of a checkpoint with the current one.
 
     Raises UserError if they describe different runs, that is, differ in one of the ``defining``
-    fields; otherwise returns a line for each field that changed.
+    fields, but for the fields within them that ``free`` matches; otherwise returns a line for each
+    field that changed.
     """
     try:
         saved = to_json(from_json(saved))  # fields that are new since have their defaults
@@ -265,7 +270,7 @@ def check_resumable(
     other_run = [
         text
         for field, text in shown.items()
-        if field.split(".")[0] in defining and not _FREE_WITHIN.fullmatch(field)
+        if field.split(".")[0] in defining and not free.fullmatch(field)
     ]
     if other_run:
         raise UserError(

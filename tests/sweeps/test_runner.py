@@ -197,6 +197,28 @@ def test_folders_of_something_else_are_refused(base, tmp_path, trained):
         runner.check(sweep)
 
 
+def test_a_sweep_of_other_data_or_another_stopping_metric_is_refused(base, tmp_path, trained):
+    evaluation = replace(base.evaluation, every_steps=1)
+    base = replace(base, early_stopping=EarlyStopping(5), evaluation=evaluation)
+    assert trained_all(sweep_of(base, tmp_path / "all"))
+
+    def check(**data):
+        runner.check(sweep_of(replace(base, data=replace(base.data, **data)), tmp_path / "all"))
+
+    check(store=str(tmp_path / "elsewhere"), workers=1, verify=False, prepare_processes=1)
+    other = str(tmp_path / "other.txt")
+    with pytest.raises(UserError, match="belongs to another run .data.source.path"):
+        check(source=replace(base.data.source, path=other))
+    runner.check(
+        sweep_of(
+            replace(base, checkpoints=replace(base.checkpoints, keep_latest=7)), tmp_path / "all"
+        )
+    )
+    other_metric = replace(base.checkpoints, best_metric="eval/accuracy", best_mode="max")
+    with pytest.raises(UserError, match="belongs to another run .checkpoints.best_metric"):
+        runner.check(sweep_of(replace(base, checkpoints=other_metric), tmp_path / "all"))
+
+
 def test_grid_points_are_checked_before_the_first_run(base, tmp_path, trained):
     study = Study(base=base, variants={"a": {}, "b": {"objective.mask_fraction": 0.5}})
     too_long = replace(base.optimizer, schedule=Schedule(warmup_steps=10**6))
