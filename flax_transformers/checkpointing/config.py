@@ -51,7 +51,7 @@ class CheckpointConfig:
 class EarlyStopping:
     """Whether a run ends before its last step because an evaluation metric has stopped improving.
 
-    The best step is kept then, as with ``checkpoints.keep_best`` 1.
+    The best step by its metric is kept then, unless ``checkpoints.keep_best`` keeps some by theirs.
     """
 
     patience: int | None = None

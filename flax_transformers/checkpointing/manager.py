@@ -338,10 +338,11 @@ class Checkpoints:
 def find_checkpoint(path: str | os.PathLike[str]) -> SavedStep:
     """The step folder of `path`, which is one itself, or has the folders of a run.
 
-    "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric`` among those that
-    were evaluated when they were saved. Of a run, it is the newest step that passes its
-    verification; damaged steps are skipped with a warning and not renamed. Every process must call
-    it. Raises UserError if there is no step, or if the given step folder is damaged.
+    "RUN/checkpoints/best" is the step with the best ``checkpoints.best_metric``, or the best metric
+    of early stopping if ``checkpoints.keep_best`` is 0, among those that were evaluated when they
+    were saved. Of a run, it is the newest step that passes its verification; damaged steps are
+    skipped with a warning and not renamed. Every process must call it. Raises UserError if there is
+    no step, or if the given step folder is damaged.
     """
     root = step_directories.absolute(path)
     return _found(_on_process_zero(lambda: _as_json(step_directories.find_step(root))))

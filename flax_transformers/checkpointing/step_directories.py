@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Files = Mapping[str, bytes | str | os.PathLike[str]]
 
 BEST = "best"
-"""In place of a step's number: the best step by the run's ``checkpoints.best_metric``."""
+"""In place of a step's number: the best step by the metric that the run keeps its best steps by."""
 
 _NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
 _STEP = re.compile(r"0|[1-9]\d*")
@@ -263,9 +263,7 @@ def choose_best(directory: epath.Path) -> SavedStep:
                 meta = read_meta(directory / str(step))
                 if named_step(meta) == step and not meta.get("consecutive_skips"):
                     metas[step] = meta
-    config = metas[max(metas)].get("config") if metas else None
-    settings = (config.get("checkpoints") if isinstance(config, dict) else None) or {}
-    metric, mode = settings.get("best_metric", "eval/loss"), settings.get("best_mode", "min")
+    metric, mode = _best_metric(metas[max(metas)].get("config") if metas else None)
     scores = {step: score_of(meta, metric) for step, meta in metas.items()}
     finite = [step for step, score in scores.items() if math.isfinite(score)]
     for step in sorted(finite, key=lambda one: scores[one], reverse=mode == "max"):
@@ -281,6 +279,16 @@ def choose_best(directory: epath.Path) -> SavedStep:
         f"no step in {directory} has the metric {metric!r} of an evaluation; name a step, or "
         "evaluate during training and set checkpoints.best_metric and checkpoints.keep_best"
     )
+
+
+def _best_metric(config: Any) -> tuple[str, str]:
+    """Metric and mode of a saved config, as of ``TrainConfig.retention``."""
+    config = config if isinstance(config, dict) else {}
+    settings, stopping = config.get("checkpoints") or {}, config.get("early_stopping") or {}
+    stops = stopping.get("patience") is not None and stopping.get("metric") is not None
+    if stops and not settings.get("keep_best"):
+        return stopping["metric"], stopping["mode"]
+    return settings.get("best_metric", "eval/loss"), settings.get("best_mode", "min")
 
 
 def _is_foreign(folder: epath.Path, step: int) -> bool:

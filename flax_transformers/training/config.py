@@ -203,9 +203,12 @@ class TrainConfig:
 
     @property
     def retention(self) -> CheckpointConfig:
-        """``checkpoints``, with at least one best step kept if the run may stop early."""
-        best = max(self.checkpoints.keep_best, self.early_stopping.patience is not None)
-        return replace(self.checkpoints, keep_best=int(best))
+        """``checkpoints``; if the run may stop early and they keep no best step, with one, by the
+        metric of early stopping."""
+        if self.early_stopping.patience is None or self.checkpoints.keep_best:
+            return self.checkpoints
+        metric, mode = self.stopping_metric
+        return replace(self.checkpoints, keep_best=1, best_metric=metric, best_mode=mode)
 
     @property
     def stopping_metric(self) -> tuple[str, Literal["min", "max"]]:

@@ -166,6 +166,33 @@ def test_a_run_that_stops_early_is_through_and_keeps_its_best_step(corpus, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device", "compiled_once")
+def test_the_best_step_is_that_of_the_metric_of_early_stopping(corpus, tmp_path):
+    settings = EarlyStopping(patience=2, metric="eval/accuracy", mode="max")
+    config = dataclasses.replace(config_of(corpus), early_stopping=settings)
+    accuracy = {2: 0.1, 4: 0.2, 6: 0.9, 8: 0.8, 10: 0.7}
+
+    def score(snapshot):
+        return {"eval/loss": SCORES[snapshot.step], "eval/accuracy": accuracy[snapshot.step]}
+
+    outcome = train_prepared(config, prepare(config.data), tmp_path / "run", [score])
+    assert outcome.step == 10
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(int(path.name) for path in folder.iterdir()) == [6, 10]
+    assert find_checkpoint(folder / "best").step == 6
+
+
+def test_best_steps_that_checkpoints_keep_are_by_their_own_metric(tmp_path):
+    settings = EarlyStopping(patience=2, metric="eval/accuracy", mode="max")
+    config = dataclasses.replace(config_of(tmp_path), early_stopping=settings)
+    own = dataclasses.replace(config, checkpoints=CheckpointConfig(keep_best=2))
+    assert config.retention.best_metric == "eval/accuracy" and config.retention.keep_best == 1
+    assert own.retention == own.checkpoints and own.retention.best_metric == "eval/loss"
+    off = dataclasses.replace(config, early_stopping=EarlyStopping())
+    assert off.retention == off.checkpoints
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device", "compiled_once")
 def test_a_metric_that_no_evaluation_has_does_not_lose_the_steps_before(corpus, tmp_path):
     settings = EarlyStopping(patience=2, metric="eval/acuracy", mode="max")
     config = dataclasses.replace(config_of(corpus), early_stopping=settings)
