@@ -81,8 +81,17 @@ class Checkpoints:
         report_failed_writes_once()
         _on_process_zero(lambda: step_directories.require_writable(self.directory))
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], files: Files | None = None) -> bool:
-        """Starts writing `step`; False if that step exists already or is being written.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: dict[str, Any],
+        files: Files | None = None,
+        *,
+        replaces: bool = False,
+    ) -> bool:
+        """Starts writing `step`; False if that step exists already or is being written, unless it
+        `replaces` the one that exists, which is set aside.
 
         Returns when the arrays are copied to the host, so that `state` may be donated to the next
         step. Waits for the write before it to end. `meta` must be JSON;
@@ -93,15 +102,19 @@ class Checkpoints:
         """
         self._handled = sys.exception()
         self._raise_failure()
-        if step == self._last_step:
+        if step == self._last_step and not replaces:
             return False
         self.wait()
         manager = self._open_manager()
         if step in manager.all_steps():
-            if step not in self._retention.foreign:
+            is_foreign = step in self._retention.foreign
+            if not is_foreign and not replaces:
                 return False
             self._close_manager()
-            self._set_aside(step, "is not of this run", kind="foreign")
+            if is_foreign:
+                self._set_aside(step, "is not of this run", kind="foreign")
+            else:
+                self._set_aside(step, "is saved again")
             self._retention = self._new_retention()
             manager = self._open_manager()
         self._files, self._last_step = dict(files or {}), step

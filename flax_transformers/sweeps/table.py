@@ -61,16 +61,19 @@ class Table:
 def make_table(sweep: StudyRuns, results: Sequence[Result]) -> Table:
     """The table of the results so far.
 
-    Raises UserError without a finished run, and for a metric that the runs do not have.
+    Raises UserError without a finished run, and for a metric that none of the runs has.
     """
     study, values = sweep.study, defaultdict[str, dict[int, float]](dict)
+    _check_metric(results, study.metric)
     failures: dict[str, str] = {}
     for result in results:
         if result.failure is not None:
             failures[result.run.name] = result.failure
             continue
-        score = _score(result, study.metric)
-        if math.isfinite(score):
+        score = result.metrics.get(study.metric)
+        if score is None:
+            failures[result.run.name] = f"{study.metric} is not among its scores"
+        elif math.isfinite(score):
             values[result.run.point.name][result.run.seed] = score
         else:
             failures[result.run.name] = f"{study.metric} is not finite"
@@ -96,13 +99,14 @@ def make_table(sweep: StudyRuns, results: Sequence[Result]) -> Table:
     return Table(sweep, tuple(rows), _trivial(results, study.metric), failures)
 
 
-def _score(result: Result, metric: str) -> float:
-    if metric not in result.metrics:
-        known = sorted(name for name in result.metrics if name.startswith("eval/"))
+def _check_metric(results: Sequence[Result], metric: str) -> None:
+    finished = [result for result in results if result.failure is None]
+    if finished and not any(metric in result.metrics for result in finished):
+        known = sorted(name for name in finished[0].metrics if name.startswith("eval/"))
         raise UserError(
-            f"--metric {metric} is not among the scores of {result.run.name}: {', '.join(known)}"
+            f"--metric {metric} is not among the scores of {finished[0].run.name}: "
+            f"{', '.join(known)}"
         )
-    return result.metrics[metric]
 
 
 def _trivial(results: Sequence[Result], metric: str) -> dict[str, float]:

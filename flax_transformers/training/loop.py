@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.checkpointing.save_schedule import SaveSchedule
+from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.monitoring.example_log import ExampleLog
@@ -186,10 +187,12 @@ def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
     config, state, position, totals = run.config, begun.state, begun.position, begun.totals
     diverging_steps, saves = begun.diverging_steps, SaveSchedule(config.checkpoints.every_steps)
     consumed: dict[int, int] = {}
-    early = reason_to_stop_early(config, position)
     if run.is_writer:
         run.clock.resume(read_metrics(run.workdir), position.step)
     with run.listeners.writing(position.step):
+        if begun.unevaluated is not None:
+            _make_up_evaluation(run, state, position, begun.unevaluated)
+        early = reason_to_stop_early(config, position)
         while position.step < config.total_steps and not stop.obeyed and early is None:
             position = position.normalized(config)
             try:
@@ -257,8 +260,8 @@ def _run_phase(
                 row = step_metrics.row(position.step) | mixture.row(position.examples)
                 run.latest.update(row)
                 listeners.metrics(position.step, row)
-            every, best, early = config.evaluation.every_steps, False, None
-            if last or (every and position.step % every == 0):
+            best, early = False, None
+            if position.evaluation_is_due(config):
                 with step_metrics.paused("evaluation"), watchdog.phase("evaluation"):
                     best = _saving_first(
                         run, state, position, step_metrics,
@@ -326,6 +329,25 @@ def _evaluate(
     run.latest.update(row)
     run.listeners.metrics(position.step, row, scores=True)
     return position.evaluated(run.config, row)
+
+
+def _make_up_evaluation(
+    run: Run, state: TrainState, position: RunPosition, meta: dict[str, Any]
+) -> None:
+    """Evaluates the step of a checkpoint that lacks its evaluation, and saves it again, with the
+    scores in its ``meta``. Raises UserError."""
+    log.info("evaluating step %d, whose evaluation is missing", position.step)
+    phases = run.config.phases
+    phase = phases[min(position.phase, len(phases) - 1)]
+    with watchdog.phase("evaluation"):
+        step = compiled_together(run.trainer.evaluation_step())
+        _evaluate(run, state, position, phase, step)
+        run.clock.lap("evaluation")
+    with watchdog.phase("save"):
+        run.listeners.flush()
+        scored = {"metrics": dict(run.latest), "evaluations": position.evaluations}
+        meta = meta | scored | {"config": to_json(run.config)}
+        run.checkpoints.save(position.step, state, meta, run.tokenizer_files, replaces=True)
 
 
 def _save(

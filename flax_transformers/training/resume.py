@@ -80,6 +80,8 @@ class StartPoint:
     """Sums and counts of the steps after the last row of metrics."""
     diverging_steps: int = 0
     """Consecutive steps up to this position that were skipped for values that are not finite."""
+    unevaluated: dict[str, Any] | None = None
+    """The meta of a checkpoint that lacks the evaluation of its step, as after one that failed."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,16 @@ def _restore(
     )
     if restored is None:
         return None
-    meta = restored.meta
+    meta, position = restored.meta, RunPosition.saved_in(restored.meta)
     run.latest.update(meta["metrics"])
+    evaluated = {row["step"] for row in meta.get("evaluations", [{"step": position.step}])}
+    missing = position.evaluation_is_due(run.config) and position.step not in evaluated
     return StartPoint(
         restored.state.completed(run.trainer.abstract, run.trainer.model),
-        RunPosition.saved_in(meta),
+        position,
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),
+        meta if missing else None,
     )
 
 

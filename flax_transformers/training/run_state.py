@@ -85,6 +85,11 @@ class RunPosition:
         """Whether the phase is over."""
         return self.step >= sum(phase.steps for phase in config.phases[: self.phase + 1])
 
+    def evaluation_is_due(self, config: TrainConfig) -> bool:
+        """Whether the model of this step is to be evaluated."""
+        every = config.evaluation.every_steps
+        return self.done(config) or bool(every and self.step % every == 0)
+
     def normalized(self, config: TrainConfig) -> RunPosition:
         """The same position, as the start of the next phase if this one is over."""
         return replace(self, phase=self.phase + 1, examples=0) if self.done(config) else self

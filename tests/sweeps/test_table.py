@@ -92,6 +92,15 @@ def test_a_score_that_is_not_finite_is_a_failure(tmp_path):
     assert table.rows[0].point.name == "deep" and table.rows[0].scores.n == 2
 
 
+def test_a_run_without_the_metric_is_listed_and_does_not_hide_the_others(tmp_path):
+    table = made(tmp_path)
+    with_score, without = table.sweep.runs[:2]
+    scores = [Result(with_score, {"eval/loss": 1.0}), Result(without, {"eval/accuracy": 0.5})]
+    found = make_table(table.sweep, scores)
+    assert found.failures == {without.name: "eval/loss is not among its scores"}
+    assert sum(row.scores.n for row in found.rows) == 1
+
+
 def test_without_a_finished_run_or_with_an_unknown_metric_there_is_no_table(tmp_path):
     everything = [f"{name},seed={seed}" for name in LOSSES for seed in range(3)]
     with pytest.raises(UserError, match="no run of this sweep is finished in .*; 9 failed"):

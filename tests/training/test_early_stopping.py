@@ -17,6 +17,7 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sequences import SequenceDataset
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.pretrained import find_pretrained, is_checkpoint
 from flax_transformers.ranges import OutOfRange
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
@@ -189,6 +190,40 @@ def test_best_steps_that_checkpoints_keep_are_by_their_own_metric(tmp_path):
     assert own.retention == own.checkpoints and own.retention.best_metric == "eval/loss"
     off = dataclasses.replace(config, early_stopping=EarlyStopping())
     assert off.retention == off.checkpoints
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device", "compiled_once")
+@pytest.mark.parametrize("fails_at", [4, 12])
+def test_an_evaluation_that_failed_is_made_up_for(corpus, tmp_path, fails_at, caplog):
+    config = dataclasses.replace(config_of(corpus), early_stopping=EarlyStopping())
+    keeps = dataclasses.replace(config.checkpoints, keep_best=1)
+    config = dataclasses.replace(config, checkpoints=keeps)
+    scored = []
+
+    def score(snapshot):
+        if snapshot.step == fails_at and fails_at not in scored:
+            scored.append(fails_at)
+            raise UserError("the disk is full")
+        scored.append(snapshot.step)
+        return {"eval/loss": 0.5 if snapshot.step == fails_at else 1.0 + snapshot.step}
+
+    def train():
+        return train_prepared(config, prepare(config.data), tmp_path / "run", [score])
+
+    with pytest.raises(UserError, match="the disk is full"):
+        train()
+    assert find_checkpoint(tmp_path / "run").step == fails_at
+    outcome = train()
+    assert (outcome.step, outcome.preempted) == (12, False)
+    assert scored.count(fails_at) == 2
+    evaluations = find_checkpoint(tmp_path / "run").meta["evaluations"]
+    assert [row["step"] for row in evaluations] == [2, 4, 6, 8, 10, 12]
+    assert find_checkpoint(tmp_path / "run" / "checkpoints" / "best").step == fails_at
+    rows = [row for row in read_metrics(tmp_path / "run") if "eval/loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    before = list(scored)
+    assert train().metrics["eval/loss"] == outcome.metrics["eval/loss"] and scored == before
 
 
 @pytest.mark.slow

@@ -116,6 +116,9 @@ def test_a_reward_that_fails_in_evaluation_loses_nothing(tmp_path):
     with pytest.raises(UserError, match="odd fails with ValueError"):
         run(config, tmp_path, evaluate=True)
     assert int(find_checkpoint(tmp_path).folder.name) == 4
+    FAULT.clear()
+    run(config, tmp_path, evaluate=True)
+    assert [row["step"] for row in find_checkpoint(tmp_path).meta["evaluations"]] == [4, 5]
 
 
 def test_a_reward_that_fails_loses_nothing(straight, tmp_path):
