@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,9 +36,9 @@ def step_flops(
     ``sequence_length`` is in tokens, or the pixels of an image's side. ``params`` is the tree of
     parameters or their shapes, ``axes`` has their logical axes: kernels with an axis of layers work
     on every token, as does that of the embeddings, and those of experts on the share of tokens that
-    are sent to each; other kernels, and the embedding table where it is tied, make logits. Of two
-    stacks, the one with cross-attention is the decoder. The config of a model of images says what
-    passes where.
+    are sent to each; other kernels, and for objectives that predict tokens the embedding table
+    where it is tied, make logits. Of two stacks, the one with cross-attention is the decoder. The
+    config of a model of images says what passes where.
     """
     own = model.row_flops(sequence_length, getattr(objective, "modalities", ()))
     if own is not None:
@@ -52,20 +51,23 @@ def step_flops(
             model, tokens, sequence_length, params, axes
         )
     predicted = batch_size * objective.predictions(sequence_length)
-    sizes = _kernel_sizes(params, axes, model)
+    predicts_tokens = not {"unembed", "generate"}.isdisjoint(objective.needs.heads)
+    sizes = _kernel_sizes(params, axes, model, predicts_tokens)
     stack = partial(_stack_flops, model)
     if not isinstance(model, EncoderDecoderConfig):
         causal = isinstance(model, TextConfig) and model.causal
         return stack(tokens, sequence_length, sizes["stack"], causal) + 6 * (
             tokens * sizes["embeddings"] + predicted * sizes["head"]
         )
-    # The decoder's rows are as long as what is predicted. Its look at the encoder is attention
-    # without weights of its own here, but for keys and values, which the source's tokens make.
+    # The decoder's rows are as long as what is predicted, or as the source for heads of labels,
+    # and there may be none. Its look at the encoder is attention without weights of its own here,
+    # but for keys and values, which the source's tokens make.
+    decoded = (predicted if predicts_tokens else tokens) if sizes["decoder"] else 0
     decoder = partial(_stack_flops, model.decoder)
     return (
         stack(tokens, sequence_length, sizes["encoder"], causal=False)
-        + decoder(predicted, predicted // batch_size, sizes["decoder"], causal=True)
-        + decoder(predicted, sequence_length, 0, causal=False)
+        + decoder(decoded, decoded // batch_size, sizes["decoder"], causal=True)
+        + decoder(decoded, sequence_length, 0, causal=False)
         + 6 * (tokens * sizes["context"] + predicted * sizes["head"])
     )
 
@@ -93,8 +95,7 @@ def _text_encoder_flops(
 ) -> float:
     """Of all texts, beside an image encoder; the head reads one vector of each text."""
     of_texts = {name: tree for name, tree in params.items() if name.startswith("text_")}
-    untied = replace(model, tie_embeddings=False)  # the table makes no logits
-    sizes = _kernel_sizes(of_texts, axes, untied)
+    sizes = _kernel_sizes(of_texts, axes, model, predicts_tokens=False)
     head = 6 * tokens // sequence_length * sizes["head"]
     return head + _stack_flops(model, tokens, sequence_length, sizes["stack"], model.causal)
 
@@ -123,18 +124,20 @@ def _keys_seen(length: int, window: int | None, causal: bool) -> float:
     return min(length, 2 * window + 1 - window * (window + 1) / length)
 
 
-def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[str]:
+def _kernel_sizes(
+    params: Any, axes: Axes, model: TransformerConfig, predicts_tokens: bool
+) -> Counter[str]:
     """How many weights of matmuls a token passes through in each part.
 
     "stack", or "encoder" and "decoder" of an encoder-decoder; "context" are the keys and values
     that the decoder makes of the encoder's output, half of its keys and values; "embeddings" leads
-    from embeddings to the layers; "head" makes logits. Of all experts a token passes through those
-    that it is sent to.
+    from embeddings to the layers; "head" makes logits, with the tied table if those are of tokens.
+    Of all experts a token passes through those that it is sent to.
     """
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     stacks = layer_stacks({name: leaf.shape for name, leaf in leaves.items()}, axes)
     decoder = model.decoder if isinstance(model, EncoderDecoderConfig) else None
-    of_decoder = list(stacks.values())[-1].rows if decoder is not None and stacks else {}
+    of_decoder = list(stacks.values())[-1].rows if decoder is not None and len(stacks) > 1 else {}
     rows = getattr(decoder or model, "padded_vocab_size", 0)
     sizes: Counter[str] = Counter()
     table = 0
@@ -153,6 +156,6 @@ def _kernel_sizes(params: Any, axes: Axes, model: TransformerConfig) -> Counter[
             sizes["embeddings" if name[0] == "embeddings" else "head"] += size
         elif kind == "embedding" and named[0] == "vocab" and leaf.shape[0] == rows:
             table = size  # of two tables of one size, one makes logits
-    if isinstance(model, TextConfig) and model.tie_embeddings:
+    if predicts_tokens and isinstance(model, TextConfig) and model.tie_embeddings:
         sizes["head"] += table
     return sizes

@@ -21,12 +21,14 @@ from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepReport
 from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from flax_transformers.training.setup import make_step_metrics, phase_flops, shapes_and_axes
 
 CONFIG = tiny_config(
@@ -288,6 +290,45 @@ def test_flops_of_an_encoder_decoder_are_those_counted_by_hand():
     params = unflatten_dict(renamed(flatten_dict(params)))
     sizes = {"batch_size": rows, "sequence_length": source}
     assert step_flops(model, objective, params, renamed(axes), **sizes) == 3 * forward
+
+
+@pytest.mark.parametrize("objective", [TokenClassification(), QuestionAnswering()])
+def test_heads_of_labels_make_no_logits_of_the_tied_table(objective):
+    """The table is larger than all layers, and tied."""
+    head = type(objective).__name__
+    model = tiny_bert(architecture=f"BertFor{head}", num_labels=2, vocab_size=10_000)
+    config = dataclasses.replace(CONFIG, model=model, objective=objective)
+    rows, length, width = 16, 32, 32
+    layers = 2 * (2 * rows * length * (4 * width**2 + 2 * width * 64))
+    attention = 2 * 2 * 2 * rows * length * length * width
+    forward = layers + attention + 2 * rows * length * width * 2
+    assert phase_flops(config, config.phases[0]) == 3 * forward
+
+
+def test_the_decoder_of_a_classifier_reads_the_source_and_an_encoder_alone_has_none():
+    def flops(head, objective):
+        model = tiny_architecture(f"T5For{head}", num_labels=2)
+        config = dataclasses.replace(CONFIG, model=model, objective=objective)
+        params, _ = shapes_and_axes(model)
+        return phase_flops(config, config.phases[0]), params, model
+
+    rows, length = 16, 32
+    classified, params, model = flops("SequenceClassification", SequenceClassification())
+    sizes = {
+        "/".join(name): leaf.size for name, leaf in flatten_dict(params).items()
+        if name[-1] == "kernel"
+    }  # fmt: skip
+    stacks = sum(size for name, size in sizes.items() if "/stack/" in name)
+    heads = sum(size for name, size in sizes.items() if "/stack/" not in name)
+    pairs = rows * length * length * model.attention_width  # of all layers
+    # Scores and sums of values: of the encoder, of the decoder to itself (half) and to the source.
+    expected = 2 * rows * length * stacks + 4 * pairs * 2.5 + 2 * rows * heads
+    assert classified == 3 * expected
+    tagged, params, model = flops("TokenClassification", TokenClassification())
+    weights = sum(
+        leaf.size for name, leaf in flatten_dict(params).items() if name[-1] == "kernel"
+    )  # fmt: skip
+    assert tagged == 3 * (2 * rows * length * weights + 4 * pairs)
 
 
 @pytest.mark.parametrize("window", [8, 32, None])
