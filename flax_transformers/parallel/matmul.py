@@ -156,10 +156,20 @@ def _weighted_backward(
     (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
     cotangent, whole = cotangent.astype(x.dtype), _gathered(axes, rounded(weight, x.dtype))
     dx = plain_einsum(f"{out_axes},{weight_axes}->{x_axes}", cotangent, whole, x.dtype)
-    if "embed" not in axes or not mesh_axes_of("embed"):
+    if not mesh_axes_of("embed") or not _is_matrix(spec, axes):
         gradient = gradient_product(f"{x_axes},{out_axes}->{weight_axes}", x, cotangent)
         return dx, constrain(gradient, axes).astype(weight.dtype)
     return dx, _scattered_gradient(spec, weight, axes, x, cotangent).astype(weight.dtype)
+
+
+def _is_matrix(spec: str, axes: tuple[str, ...]) -> bool:
+    """Whether the gradient of a weight can be computed as a matrix whose rows are "embed": one
+    operand has all its other axes, together at the end. Those of a convolution have not."""
+    if "embed" not in axes:
+        return False
+    (x_axes, weight_axes), out_axes = spec.split("->")[0].split(","), spec.split("->")[1]
+    columns = weight_axes.replace(weight_axes[axes.index("embed")], "")
+    return len(columns) == 1 or x_axes.endswith(columns) or out_axes.endswith(columns)
 
 
 def _scattered_gradient(

@@ -107,6 +107,7 @@ CHANGES = {
     },
     "ElectraWithGenerator": {"num_heads": 8, "generator_divisor": 2},
     "MixtralForCausalLM": {"experts": 8},
+    "DebertaV2ForMaskedLM": {"conv_kernel_size": 3},
     "CoAtNetForImageClassification": {"head_dim": 8, "batch_norm": BatchNormConfig(rows=4)},
     "BasicModel": {
         "vision": replace(

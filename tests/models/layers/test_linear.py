@@ -132,6 +132,34 @@ def test_the_gradient_of_a_weight_crosses_the_mesh_in_the_dtype_in_force(dtype):
     np.testing.assert_allclose(found, exact, rtol=0.03, atol=0.3)
 
 
+@pytest.mark.parametrize(
+    ("spec", "axes", "shapes"),
+    [
+        ("BTKC,KCD->BTD", ("patch_width", "embed", "features"), ((8, 4, 3, 16), (3, 16, 8))),
+        ("BTD,DNH->BTNH", ("embed", "heads", "head_dim"), ((8, 4, 16), (16, 2, 4))),
+        ("BTNH,NHD->BTD", ("heads", "head_dim", "embed"), ((8, 4, 2, 4), (2, 4, 16))),
+    ],
+)
+def test_gradients_of_divided_weights_are_those_of_whole_ones(spec, axes, shapes):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+    def gradients(weight, x):
+        with nn.logical_axis_rules(RULES):
+            return jax.grad(lambda *args: jnp.sum(weighted(spec, axes, *args) ** 2), (0, 1))(
+                x, weight
+            )
+
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=8))):
+        found = jax.jit(gradients)(weight, x)
+    whole = gradients(weight, x)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4),
+        found,
+        whole,
+    )
+
+
 def test_without_a_choice_the_gradient_of_a_weight_is_never_rounded_to_bfloat16():
     gradient, _ = gradients_of(jnp.ones((1, 1)), jnp.ones((1, 257, 1), jnp.bfloat16))
     assert gradient.item() == 2 * 257  # no bfloat16
