@@ -261,13 +261,15 @@ def _run_phase(
                 run.latest.update(row)
                 listeners.metrics(position.step, row)
             best, early = False, None
-            if position.evaluation_is_due(config):
+            position.evaluation_pending |= position.evaluation_is_due(config)
+            if position.evaluation_pending:
                 with step_metrics.paused("evaluation"), watchdog.phase("evaluation"):
-                    best = _saving_first(
-                        run, state, position, step_metrics,
-                        partial(_evaluate, run, state, position, phase, evaluation_step),
-                    )  # fmt: skip
-                    early = reason_to_stop_early(config, position)
+                    if not step_metrics.consecutive_skips or position.step == config.total_steps:
+                        best = _saving_first(
+                            run, state, position, step_metrics,
+                            partial(_evaluate, run, state, position, phase, evaluation_step),
+                        )  # fmt: skip
+                        early = reason_to_stop_early(config, position)
             stopping = stop.check(run.checkpoints, position.step, listeners.stop_reason)
             if early is not None:
                 log.info("training ends early, at step %d: %s", position.step, early)
@@ -322,6 +324,7 @@ def _evaluate(
     snapshot = Snapshot(
         position.step, run.trainer.model_params(state), phase, run.mesh, run.trainer.functions, step
     )
+    position.evaluation_pending = False
     row: dict[str, float] = {}
     for evaluator in run.evaluators:
         watchdog.progress()

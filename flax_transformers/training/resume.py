@@ -155,7 +155,8 @@ def _restore(
     meta, position = restored.meta, RunPosition.saved_in(restored.meta)
     run.latest.update(meta["metrics"])
     evaluated = {row["step"] for row in meta.get("evaluations", [{"step": position.step}])}
-    missing = position.evaluation_is_due(run.config) and position.step not in evaluated
+    due = position.evaluation_is_due(run.config) and not position.evaluation_pending
+    missing = due and position.step not in evaluated
     return StartPoint(
         restored.state.completed(run.trainer.abstract, run.trainer.model),
         position,

@@ -43,6 +43,8 @@ class RunPosition:
 
     A run that rolled back (``rollbacks`` times) has consumed more examples than its steps took.
     ``evaluations``: the "step" of each evaluation so far, and the metrics that the run watches.
+    ``evaluation_pending``: one that was due at a step that was skipped, whose model cannot be kept
+    as the best, is done after the next step that is not.
     """
 
     step: int = 0
@@ -50,12 +52,14 @@ class RunPosition:
     examples: int = 0
     rollbacks: int = 0
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    evaluation_pending: bool = False
 
     @classmethod
     def saved_in(cls, meta: dict[str, Any]) -> RunPosition:
         """The position in a checkpoint's meta."""
         position = current_names(cls, meta["position"])
-        return cls(**position, evaluations=list(meta.get("evaluations", ())))
+        evaluations, pending = list(meta.get("evaluations", ())), meta.get("evaluation_pending")
+        return cls(**position, evaluations=evaluations, evaluation_pending=bool(pending))
 
     def evaluated(self, config: TrainConfig, scores: Mapping[str, float]) -> bool:
         """Notes an evaluation at this step; whether it is the best so far, and is to be saved.
@@ -128,7 +132,8 @@ def checkpoint_meta(
     was skipped for values that are not finite, else 0.
     """
     where = asdict(position)
-    evaluations = where.pop("evaluations")  # apart: earlier versions read the position
+    # Apart: earlier versions read the position.
+    evaluations, pending = where.pop("evaluations"), where.pop("evaluation_pending")
     return {
         "state_version": STATE_VERSION,
         "config": to_json(config),
@@ -137,6 +142,7 @@ def checkpoint_meta(
         "store": prepared.fingerprint,
         "position": where,
         "evaluations": evaluations,
+        "evaluation_pending": pending,
         "metrics": metrics,
         "totals": {name: list(pair) for name, pair in totals.items()},
         "consecutive_skips": consecutive_skips,

@@ -23,6 +23,7 @@ from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.testing import assert_bit_equal, batches_with_nan, tiny_config, write_corpus
 from flax_transformers.training import loop
+from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.setup import make_trainer
 
@@ -48,18 +49,19 @@ def spoil(monkeypatch):
     return bad.update
 
 
-def train(config, workdir, stop_at=None):
+def train(config, workdir, stop_at=None, evaluators=()):
     """Trains; asked to stop (SIGTERM) after the step ``stop_at``."""
     if stop_at is None:
-        return loop.train_prepared(config, prepare(config.data), workdir)
+        return loop.train_prepared(config, prepare(config.data), workdir, evaluators)
 
-    def interrupt(snapshot):
-        if snapshot.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return {}
+    class Interrupt(Callback):
+        def on_step(self, step, state):
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    asked = dataclasses.replace(config, evaluation=Evaluation(every_steps=stop_at, batch_size=16))
-    outcome = loop.train_prepared(asked, prepare(config.data), workdir, [interrupt])
+    outcome = loop.train_prepared(
+        config, prepare(config.data), workdir, evaluators, callbacks=[Interrupt()]
+    )
     assert (outcome.step, outcome.preempted) == (stop_at, True)
     return outcome
 
@@ -110,6 +112,29 @@ def test_a_run_stopped_within_a_streak_resumes_to_the_very_end_of_one_that_was_n
     assert steps_in(stopped) == steps_in(straight) == [6, 7, 8]
     # The row of step 6 is of steps 4 to 6, of which the first was taken before the stop.
     assert means(stopped) == means(straight)
+
+
+def test_an_evaluation_of_a_skipped_step_follows_after_the_next_good_one(config, spoil, tmp_path):
+    """The best step by it has a checkpoint then, also where the run is stopped before."""
+    spoil({3})
+    config = dataclasses.replace(
+        config,
+        evaluation=Evaluation(every_steps=2, batch_size=16),
+        checkpoints=CheckpointConfig(every_steps=0, keep_latest=1, keep_best=1),
+    )
+
+    def score(snapshot):
+        return {"eval/loss": abs(snapshot.step - 5)}
+
+    for name, stop_at in (("straight", None), ("stopped", 4)):
+        workdir = tmp_path / name
+        if stop_at is not None:
+            train(config, workdir, stop_at, [score])
+            assert find_checkpoint(workdir).meta["consecutive_skips"] == 1
+        train(config, workdir, None, [score])
+        steps = [row["step"] for row in find_checkpoint(workdir).meta["evaluations"]]
+        assert steps == [2, 5, 6, 8]
+        assert find_checkpoint(workdir / "checkpoints" / "best").step == 5
 
 
 def means(workdir):
