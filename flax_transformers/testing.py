@@ -31,7 +31,7 @@ from flax_transformers.huggingface.placement import boxed_parameters
 from flax_transformers.models.config import (
     ComputeConfig,
     EncoderDecoderConfig,
-    ImageTextConfig,
+    TextConfig,
     TransformerConfig,
 )
 from flax_transformers.objectives.masked_lm import MaskedLM
@@ -130,8 +130,8 @@ def tiny_architecture(architecture: str, **changes: Any) -> Any:
     small = _small_sizes(config)
     if isinstance(config, EncoderDecoderConfig):  # whose decoder is like the encoder
         del small["decoder_intermediate_size"]
-    if isinstance(config, ImageTextConfig):
-        small["vision"] = dataclasses.replace(config.vision, **_small_sizes(config.vision))
+    if isinstance(config, TextConfig) and (images := config.image_encoder) is not None:
+        small["vision"] = dataclasses.replace(images, **_small_sizes(images))
     small |= _special_ids(config, changes.get("vocab_size", _TINY["vocab_size"]))
     return dataclasses.replace(config, **small | changes)
 

@@ -14,6 +14,7 @@ pretraining.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import masking
 
@@ -32,7 +33,8 @@ STEPS = 600
 
 
 def left_to_right(base: TrainConfig) -> TrainConfig:
-    return replace(base, model=replace(base.model, causal=True), objective=CausalLM())
+    model: Any = base.model
+    return replace(base, model=replace(model, causal=True), objective=CausalLM())
 
 
 def sized(layers: int, width: int) -> Callable[[TrainConfig], TrainConfig]:

@@ -46,6 +46,28 @@ def model_width(width: int) -> dict[str, object]:
     return {"model.hidden_size": width}
 
 
+VARIANTS: dict[str, dict[str, object]] = {
+    "base": {},
+    "heads_1": heads(1),
+    "heads_4": heads(4),
+    "heads_16": heads(16),
+    "heads_32": heads(32),
+    "key_width_4": key_width(4),
+    "key_width_8": key_width(8),
+    "layers_1": {"model.num_layers": 1},
+    "layers_4": {"model.num_layers": 4},
+    "width_64": model_width(64),
+    "width_256": model_width(256),
+    "feed_forward_256": {"model.intermediate_size": 256},
+    "feed_forward_1024": {"model.intermediate_size": 1024},
+    "dropout_0": {"model.dropout": 0.0},
+    "dropout_0.2": {"model.dropout": 0.2},
+    "smoothing_0": {"objective.label_smoothing": 0.0},
+    "smoothing_0.2": {"objective.label_smoothing": 0.2},
+    "learned_positions": {"model.sinusoidal": False},
+}
+
+
 def get_study() -> Study:
     return Study(
         base=TrainConfig(
@@ -76,26 +98,7 @@ def get_study() -> Study:
             evaluation=Evaluation(every_steps=0),
             logging=Logging(every_steps=50, tensorboard=False),
         ),
-        variants={
-            "base": {},
-            "heads_1": heads(1),
-            "heads_4": heads(4),
-            "heads_16": heads(16),
-            "heads_32": heads(32),
-            "key_width_4": key_width(4),
-            "key_width_8": key_width(8),
-            "layers_1": {"model.num_layers": 1},
-            "layers_4": {"model.num_layers": 4},
-            "width_64": model_width(64),
-            "width_256": model_width(256),
-            "feed_forward_256": {"model.intermediate_size": 256},
-            "feed_forward_1024": {"model.intermediate_size": 1024},
-            "dropout_0": {"model.dropout": 0.0},
-            "dropout_0.2": {"model.dropout": 0.2},
-            "smoothing_0": {"objective.label_smoothing": 0.0},
-            "smoothing_0.2": {"objective.label_smoothing": 0.2},
-            "learned_positions": {"model.sinusoidal": False},
-        },
+        variants=VARIANTS,
         seeds=3,
         metric="eval/loss",
         published=(

@@ -106,7 +106,7 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
     from flax_transformers.evaluation.prediction import heads
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.huggingface.sentence_transformers import vector_length_is_one
-    from flax_transformers.models.config import ImageTextConfig, TextConfig, VisionConfig
+    from flax_transformers.models.config import TextConfig, VisionConfig
 
     config, tokenizer, place = stored.model, stored.tokenizer, stored.place
     if command.score and command.pool is not None:
@@ -120,7 +120,7 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
         raise UserError("--label-field is for --score with --choices-field; leave it out")
     if command.label_field is not None and command.choices_field is None:
         raise UserError("--label-field needs --choices-field; give both, or neither")
-    if isinstance(config, ImageTextConfig) and command.pool is not None:
+    if config.image_encoder is not None and command.pool is not None:
         raise UserError(
             f"{place} holds a {config.architecture}, which has no hidden states of texts alone; "
             "give --pool with --architecture of its text encoder, such as CLIPTextModel or "

@@ -5,17 +5,57 @@ Shape letters as in ``models``; E is the width of embeddings.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_transformers.models.config import ComputeConfig, ImageTextConfig, TransformerConfig
+from flax_transformers import ranges
+from flax_transformers.models.config import (
+    ComputeConfig,
+    FlopsGroup,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from flax_transformers.models.layers.linear import Linear, feature_map
 from flax_transformers.models.outputs import HiddenStates, ModelOutput
 from flax_transformers.models.text import TextModel
 from flax_transformers.models.vision import VisionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextConfig(TextConfig):
+    """A text encoder, which the fields of ``TextConfig`` describe, and an image encoder."""
+
+    vision: VisionConfig
+    """The image encoder."""
+    initial_logit_scale: float
+    """Initial logarithm of the factor on the cosine of two embeddings."""
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    """Ids at the start and the end of a text."""
+
+    RANGES: ClassVar[ranges.Ranges] = {
+        "initial_logit_scale": ranges.numbers(-20, 20),
+        "bos_id": ranges.TOKEN_ID,
+        "eos_ids": ranges.TOKEN_ID,
+    }
+
+    @property
+    def image_encoder(self) -> VisionConfig | None:
+        return self.vision
+
+    @property
+    def ends_in_embedding(self) -> bool:
+        return self.causal
+
+    def flops_groups(self, grid: tuple[int, int]) -> tuple[FlopsGroup, ...]:
+        """As of ``VisionConfig``, for the parameters of this model that images pass through."""
+        *layers, head = self.vision.flops_groups(grid)
+        return (*(replace(one, path=f"image_tower/{one.path}") for one in layers), head)
 
 
 class ImageTextOutput(ModelOutput):

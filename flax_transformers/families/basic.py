@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from flax_transformers import ranges
 from flax_transformers.families import coatnet
-from flax_transformers.families._image_text import ImageTextModel, projection
+from flax_transformers.families._image_text import ImageTextConfig, ImageTextModel, projection
 from flax_transformers.families.clip import FIRST_TEMPERATURE
 from flax_transformers.families.coatnet import CoAtNetConfig, CoAtNetModel
 from flax_transformers.huggingface.family import Family
-from flax_transformers.models.config import ImageTextConfig, VisionConfig
+from flax_transformers.models.config import VisionConfig
 from flax_transformers.models.heads import mean_of_tokens
 
 

@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
-from flax_transformers.families._image_text import ImageTextModel, projection
+from flax_transformers.families._image_text import ImageTextConfig, ImageTextModel, projection
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import (
     Activation,
-    ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,

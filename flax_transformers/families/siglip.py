@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_transformers import ranges
-from flax_transformers.families._image_text import ImageTextModel
+from flax_transformers.families._image_text import ImageTextConfig, ImageTextModel
 from flax_transformers.families.clip import (
     ALIASES,
     POSITION_IDS,
@@ -30,7 +30,6 @@ from flax_transformers.huggingface.weights import Weight, WeightTable, linear, n
 from flax_transformers.models.config import (
     Activation,
     FlopsGroup,
-    ImageTextConfig,
     TextConfig,
     TransformerConfig,
     VisionConfig,

@@ -12,7 +12,6 @@ import jax
 from flax_transformers.models.config import (
     EncoderDecoderConfig,
     FlopsGroup,
-    ImageTextConfig,
     TextConfig,
     TransformerConfig,
 )
@@ -45,8 +44,8 @@ def step_flops(
         return batch_size * vision_flops(own, params, axes)
     # Each choice of an example is a sequence of its own.
     tokens = batch_size * sequence_length * getattr(objective, "choices", 1)
-    if isinstance(model, ImageTextConfig):
-        image_size: int = getattr(objective, "image_size", model.vision.image_shape[0])
+    if isinstance(model, TextConfig) and (images := model.image_encoder) is not None:
+        image_size: int = getattr(objective, "image_size", images.image_shape[0])
         return batch_size * _image_flops(model, image_size, params, axes) + _text_encoder_flops(
             model, tokens, sequence_length, params, axes
         )
@@ -83,7 +82,7 @@ def vision_flops(flops_groups: Sequence[FlopsGroup], params: Any, axes: Axes) ->
     return flops + sum(12 * one.tokens**2 * one.attention for one in flops_groups)
 
 
-def _image_flops(model: ImageTextConfig, image_size: int, params: Any, axes: Axes) -> float:
+def _image_flops(model: Any, image_size: int, params: Any, axes: Axes) -> float:
     """Of one image, in a model with a text encoder beside."""
     grid = patch_grid((image_size,) * 2, model.vision.patch_size)
     of_images = {name: tree for name, tree in params.items() if name.startswith("image_")}
@@ -91,7 +90,7 @@ def _image_flops(model: ImageTextConfig, image_size: int, params: Any, axes: Axe
 
 
 def _text_encoder_flops(
-    model: ImageTextConfig, tokens: int, sequence_length: int, params: Any, axes: Axes
+    model: TextConfig, tokens: int, sequence_length: int, params: Any, axes: Axes
 ) -> float:
     """Of all texts, beside an image encoder; the head reads one vector of each text."""
     of_texts = {name: tree for name, tree in params.items() if name.startswith("text_")}
