@@ -7,11 +7,14 @@ The logits of the teacher, ``teacher_logits`` float32 [B, C], come with each tra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.objectives.base import (
     Array,
+    Arrays,
     Batch,
     LossTerms,
     ModelFunctions,
@@ -48,6 +51,11 @@ class Teacher:
         "temperature": ranges.numbers(0, 1000, above=True),
         "share": ranges.SHARE,
     }
+
+    def added_arrays(self, model: Any) -> Arrays:
+        """Zeros for what training batches have besides ``prepare``'s arrays: ``teacher_logits`` of
+        an example, float32 [C], for the config of the student."""
+        return {LOGITS: np.zeros(model.num_labels, np.float32)}
 
     def taught(
         self, own: LossTerms, logits_BC: Array, teacher_BC: Array, weights_B: Array

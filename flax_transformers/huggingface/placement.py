@@ -52,6 +52,13 @@ def names_of_logits(model: Any) -> frozenset[str]:
     return frozenset(jax.eval_shape(_once(_initialise_logits, model), jax.random.key(0)))
 
 
+def base_keeps_logits(adapters: Adapters | None, model: Any) -> bool:
+    """Whether the logits of a language model without its adapters stay the same in training."""
+    if adapters is None:
+        return False
+    return names_of_logits(model).isdisjoint(name[0] for name in adapters.fully_trained)
+
+
 def _once(initialise: Callable[[Any, jax.Array], Any], model: Any) -> Callable[[jax.Array], Any]:
     """``initialise`` of ``model``, as a function that is traced once for equal models."""
     try:

@@ -11,7 +11,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import jax
 from etils import epath
 
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.placement import base_keeps_logits
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import make_mesh
@@ -189,7 +190,10 @@ def plan(
         instructions=None if found is None else found.num_instructions,
         lower_seconds=lowered_after,
         compile_seconds=compiled_after - lowered_after,
-        notes=_notes(found, unreadable=compiled is not None and text is None),
+        notes=(
+            *_notes(found, unreadable=compiled is not None and text is None),
+            *_other_models(config, trainer),
+        ),
     )
 
 
@@ -372,6 +376,16 @@ def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
         # Such as those over chunks of an expert that receives more rows than its capacity.
         notes.append(f"{len(found.unknown)} loops of data-dependent length, counted once")
     return tuple(notes)
+
+
+def _other_models(config: TrainConfig, trainer: Trainer) -> Iterator[str]:
+    """Models that a run holds beside the one that it trains, which no step has as arguments."""
+    if getattr(config.objective, "teacher", None) is not None:
+        yield "the parameters of the teacher and its own step need further memory"
+    needs_reference = getattr(config.objective, "needs_reference", False)
+    if needs_reference and not base_keeps_logits(trainer.adapters, trainer.model):
+        size = bytes_on_device(trainer.abstract_params) / GIB
+        yield f"the reference model needs {size:.2f} GiB more on each device"
 
 
 def advice(found: StepPlan) -> str:

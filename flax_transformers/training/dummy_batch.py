@@ -23,9 +23,12 @@ def abstract_batch(config: TrainConfig, phase: AnyPhase) -> dict[str, jax.ShapeD
 
     Raises UserError where the objective finds fault with the config.
     """
+    row, added = dummy_row(config, phase), getattr(config.objective, "added_arrays", None)
+    if added is not None:  # to each batch, as the logits of a teacher are
+        row = row | added(config.model)
     return {
         name: jax.ShapeDtypeStruct((phase.batch_size, *array.shape), array.dtype)
-        for name, array in dummy_row(config, phase).items()
+        for name, array in row.items()
     }
 
 

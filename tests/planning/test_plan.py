@@ -10,6 +10,7 @@ import pytest
 
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.data.dataset import prepare
+from flax_transformers.distillation.objectives import DistilledSequenceClassification
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -27,7 +28,11 @@ from flax_transformers.planning.plan import (
     plan,
 )
 from flax_transformers.planning.topology import devices_of
-from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.post_training.problems import Problems
+from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
+from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.dummy_batch import abstract_batch
 from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.setup import make_trainer
 from flax_transformers.training.trainer import Trainer
@@ -113,6 +118,32 @@ def test_a_plan_agrees_with_counts_by_hand(config):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_student_is_planned_with_the_logits_of_its_teacher(config):
+    objective = DistilledSequenceClassification(teacher="runs/teacher")
+    model = tiny_bert(architecture="BertForSequenceClassification", num_labels=3)
+    config = dataclasses.replace(config, model=model, objective=objective)
+    phase = config.phases[0]
+    logits = abstract_batch(config, phase)["teacher_logits"]
+    assert (logits.shape, logits.dtype) == ((phase.batch_size, 3), "float32")
+    found = planned(config, "cpu:1")
+    assert found.notes == ("the parameters of the teacher and its own step need further memory",)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_reference_is_named(config):
+    rollouts = Rollouts(rewards=(ExactAnswer(),), completion_length=4)
+    objective = GroupRelativePolicy(rollouts=rollouts, kl_coefficient=0.1)
+    config = dataclasses.replace(
+        config,
+        model=tiny_architecture("LlamaForCausalLM", vocab_size=262, max_positions=64),
+        objective=objective,
+        data=Problems(),
+    )
+    (note,) = planned(config, "cpu:1").notes
+    assert note.startswith("the reference model needs 0.00 GiB more")
+
+
 def test_a_program_that_jax_cannot_parse_is_read_from_the_compilers_dump(config, monkeypatch):
     as_text, read = jax.stages.Compiled.as_text, []
 

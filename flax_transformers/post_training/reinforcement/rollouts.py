@@ -37,7 +37,7 @@ from flax_transformers.generation.loop import Endings, TextLimits
 from flax_transformers.generation.program import GenerationRequest
 from flax_transformers.generation.prompts import prompt_frame
 from flax_transformers.generation.sampling import Sampling
-from flax_transformers.huggingface.placement import names_of_logits
+from flax_transformers.huggingface.placement import base_keeps_logits
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.objectives.base import Arrays, Vocabulary
@@ -438,12 +438,9 @@ class _Rollouts:
         Raises UserError if they are not those of the rollouts before.
         """
         trainer = self._run.trainer
-        if not self._objective.needs_reference:
+        is_base = base_keeps_logits(trainer.adapters, trainer.model)
+        if not self._objective.needs_reference or is_base:
             return None
-        if (adapters := trainer.adapters) is not None:
-            moving = {name[0] for name in adapters.fully_trained}
-            if moving.isdisjoint(names_of_logits(trainer.model)):
-                return None
         with watchdog.phase("restore"):
             if initial is None:
                 params = base_of(trainer.init(self._run.config.seed).variables)
