@@ -348,8 +348,8 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
     facts = read_facts(
         {name: read_file(found[name]) for name in FACT_FILES if name in found}, place
     )
-    known = facts.tokenizer_class == "ByT5Tokenizer" or found.keys() & set(VOCABULARY_FILES)
-    return found if known else {}
+    in_bytes = facts.tokenizer_class == "ByT5Tokenizer" or facts.record.get("kind") == "bytes"
+    return found if in_bytes or found.keys() & set(VOCABULARY_FILES) else {}
 
 
 def _canonical(file: epath.Path) -> str:

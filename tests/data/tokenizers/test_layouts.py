@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import (
     TokenizerConfig,
     load_tokenizer,
@@ -72,6 +73,11 @@ def test_the_published_files_of_a_folder_are_all_that_its_tokenizer_is_read_from
     found, tokenizer = load_tokenizer(tmp_path), load_tokenizer(root / name)
     assert found.vocabulary == tokenizer.vocabulary
     assert found.fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_of_bytes_that_was_saved_here_is_its_config_file(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    assert published_files(tmp_path).keys() == {"tokenizer_config.json"}
 
 
 def test_a_folder_without_a_tokenizer_has_no_published_files(tmp_path):
