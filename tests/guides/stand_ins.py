@@ -156,7 +156,7 @@ def _write_digits(folder: Path) -> None:
     """MNIST's four files with noise, which is darker for one class than for the next."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for split, count in (("train", 200), ("t10k", 40)):
+    for split, count in (("train", 700), ("t10k", 40)):
         labels = (np.arange(count) % 10).astype(np.uint8)
         images = rng.integers(0, 20 * (labels[:, None, None] + 1), (count, 28, 28)).astype(np.uint8)
         header = struct.pack(">IIII", 2051, count, 28, 28)

@@ -18,11 +18,6 @@ from tests.guides.blocks import PAGES, PROGRAM, ROOT, blocks, command_lines, in_
 
 BEFORE = {
     "README": ["train modernbert_tiny --workdir runs/demo"],
-    "fine_tuning": [
-        "train mae_mnist --workdir runs/mae_mnist --data.source.path MNIST",
-        "train mae_mnist_labels --workdir runs/mae_labels --init-from runs/mae_mnist "
-        "--data.source.path MNIST",
-    ],
     "generation": [
         "train llama_small_books --workdir runs/llama --data.source.path texts.jsonl",
         "train transformer_tatoeba --workdir runs/tatoeba --data.source.path pairs.tsv",
