@@ -1,11 +1,16 @@
 """A multilingual model, taught to tag in English, tags other languages (mBERT, arXiv:1906.01502).
 
 Command:   flax-transformers sweep studies/cross_lingual.py --workdir runs/cross_lingual
-Data:      in data/multilingual one sentence or paragraph per line: english.txt, the training
-           sentences of Universal Dependencies English EWT; uner.txt, those of UNER in Croatian,
-           Slovak and Danish; sentences.txt, Tatoeba and the Universal Declaration of Human Rights
-           in 19 European languages; xquad.txt, the paragraphs of XQuAD in German, Spanish and
-           Romanian. Tags of EWT in data/ud_english_ewt, and of PUD in five languages in data/ud_pud
+Data:      in data/multilingual one sentence or paragraph per line:
+           zcat en_ewt-ud-train.conllu.gz | sed -n 's/^# text = //p' > english.txt
+           zcat {hr_set,sk_snk,da_ddt}-ud-train.iob2.gz | sed -n 's/^# text = //p' > uner.txt
+           for l in deu fra spa ces ita por ron cat glg oci nld swe nob dan afr slk pol hrv slv; do
+               cat tatoeba.$l-eng.$l $l*.txt
+           done > sentences.txt
+           of Universal Dependencies English EWT, of UNER, and of Tatoeba (LASER's data/tatoeba/v1)
+           and the Universal Declaration of Human Rights (NLTK's udhr2); xquad.txt, the paragraphs
+           ("context") of XQuAD in German, Spanish and Romanian. Tags: EWT in data/ud_english_ewt,
+           and PUD in five languages in data/ud_pud
 Hardware:  2 CPU cores, 32 minutes by two processes (measured while other jobs ran)
 Result:    docs/results/cross_lingual.md: above chance, but hardly by multilingual pretraining
 Size:      3 variants x 3 seeds, a ModernBERT of 2 layers, 128 wide: 1,200 steps of pretraining, 800

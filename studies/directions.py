@@ -19,16 +19,10 @@ from typing import Any
 
 import masking
 
-from flax_transformers.checkpointing.config import CheckpointConfig
-from flax_transformers.data.config import TextData
-from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.objectives.masked_lm import MaskedLM
-from flax_transformers.optim.optimizers import AdamW
-from flax_transformers.optim.schedules import Schedule
 from flax_transformers.sweeps.study import Study
-from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
+from flax_transformers.training.config import TrainConfig
 
 STEPS = 600
 
@@ -55,8 +49,11 @@ def sized(layers: int, width: int) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def get_study() -> Study:
+    base = masking.get_study().base
+    optimizer: Any = base.optimizer
     return Study(
-        base=TrainConfig(
+        base=replace(
+            base,
             model=LlamaConfig(
                 vocab_size=4096,
                 hidden_size=128,
@@ -70,19 +67,9 @@ def get_study() -> Study:
                 bos_id=2,
                 eos_ids=(3,),
             ),
-            objective=MaskedLM(),
-            data=TextData(
-                tokenizer=TokenizerConfig("wordpiece", vocab_size=4096, lowercase=True),
-                validation_fraction=0.05,
-                shards=1,
-            ),
-            optimizer=AdamW(
-                learning_rate=3e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=60)
-            ),
-            phases=(Phase(steps=STEPS, sequence_length=64, batch_size=32),),
-            checkpoints=CheckpointConfig(every_steps=STEPS),
-            evaluation=Evaluation(every_steps=0),
-            logging=Logging(every_steps=50, tensorboard=False),
+            optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup_steps=60)),
+            phases=(replace(base.phases[0], steps=STEPS),),
+            checkpoints=replace(base.checkpoints, every_steps=STEPS),
         ),
         variants={
             "both_directions": {},

@@ -15,6 +15,7 @@ from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import config_json
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
 OF_MEANS = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012"}
 OWN = {"modalities_tiny", "modalities_tiny_labels", "modalities_l16"}
 NO_CLASS = {
@@ -56,7 +57,7 @@ def test_a_recipe_can_be_exported_or_says_why_not(recipe):
         assert config_json(model)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize("recipe", [*RECIPES, *STUDIES], ids=lambda recipe: recipe.stem)
 def test_the_command_of_a_recipe_can_be_pasted(recipe):
     """A line before one that begins with an option ends in a backslash."""
     command = re.search(r"^Command:.*?(?=^[A-Z])", docstring(recipe), re.DOTALL | re.MULTILINE)

@@ -157,8 +157,8 @@ class DatasetDefaults:
     def fitted(self, vocab_size: int, pad_id: int, target_vocab_size: int) -> Any:
         return self
 
-    def scored_on(self, other: Any) -> Any:
-        return replace(self, validation=other.train)  # type: ignore[type-var]
+    def scored_on(self: Any, other: Any) -> Any:
+        return replace(self, validation=other.train)
 
     def verify(self) -> None:
         pass
