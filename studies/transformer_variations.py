@@ -9,7 +9,7 @@ Command:   for l in $LANGUAGES; do
 Data:      14,000 sentence pairs of Tatoeba (CC BY 2.0 FR), from data/tatoeba/v1 of
            github.com/facebookresearch/LASER: eight Romance and six Germanic languages into English.
            A tenth of the English sentences is held out
-Size:      18 variants x 3 seeds, 2 + 2 layers, 128 wide, 8 heads: 500 steps. Not run to its end yet
+Size:      18 variants x 3 seeds, 2 + 2 layers, 128 wide, 8 heads: 600 steps. Not run to its end yet
 
 The base has a quarter of the paper's width, heads and feed-forward width in the same proportion,
 and a third of its layers. The metric is the held-out cross-entropy per token, the logarithm of the
@@ -27,7 +27,7 @@ from flax_transformers.optim.schedules import Schedule
 from flax_transformers.sweeps.study import Study
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 
-STEPS = 500
+STEPS = 600
 WIDTH, HEADS, FEED_FORWARD = 128, 8, 512
 
 
@@ -93,7 +93,7 @@ def get_study() -> Study:
             optimizer=AdamW(
                 learning_rate=1e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)
             ),
-            phases=(Phase(steps=STEPS, sequence_length=64, batch_size=32),),
+            phases=(Phase(steps=STEPS, sequence_length=64, batch_size=16),),
             checkpoints=CheckpointConfig(every_steps=STEPS),
             evaluation=Evaluation(every_steps=0),
             logging=Logging(every_steps=50, tensorboard=False),
