@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -40,7 +40,7 @@ from flax_transformers.post_training.chat_template import (
     template_in,
     template_of,
 )
-from flax_transformers.post_training.conversations import Conversation, ConversationSource, Turns
+from flax_transformers.post_training.conversations import Conversation, ConversationSource
 
 log = logging.getLogger(__name__)
 _CHUNK = 64  # conversations encoded at once
@@ -174,7 +174,8 @@ def encode(
 
     Of conversations these are the tokens of assistant turns. They are those of ``transformers``,
     except that a last character of several tokens counts as a whole. Of completions they are the
-    tokens after those that they have in common with the prompt's. Raises `TemplateError`.
+    tokens from `ChatTemplate.start_of` the first turn; of plain texts those after what they have in
+    common with the prompt's. Raises `TemplateError`.
     """
     whole = document.completions[0]
     if not document.prompt and not isinstance(whole, str) and len(document.completions) == 1:
@@ -183,43 +184,43 @@ def encode(
         if not len(ids):
             raise TemplateError(f"{template.place} writes nothing")
         return [ids], [turn_token_spans(turns, offsets)]
-    render = _renderer(document, template, tokenizer)
-    prompt = render(None).tolist()
-    sequences = [render(number) for number in range(len(document.completions))]
-    starts = [common_prefix(prompt, ids.tolist()) for ids in sequences]
-    start = min(starts)
+    if isinstance(whole, str):
+        sequences, start = _of_texts(document, tokenizer)
+    else:
+        sequences, start = _of_messages(document, template, tokenizer)
     if not all(map(len, sequences)):
         raise TemplateError(f"{template.place} writes nothing")
     return sequences, [[(start, len(ids))] if start < len(ids) else [] for ids in sequences]
 
 
-def _renderer(
-    document: Conversation, template: ChatTemplate, tokenizer: Tokenizer
-) -> Callable[[int | None], np.ndarray]:
-    """What gives the ids of the prompt (None), or of it and a completion by its number."""
-    prompt, completions = document.prompt, document.completions
+def _of_texts(document: Conversation, tokenizer: Tokenizer) -> tuple[list[np.ndarray], int]:
+    """The ids of the prompt with each completion, and the first token that is learned."""
     vocabulary = tokenizer.vocabulary
+    frame = [] if vocabulary.frame is None else [*vocabulary.frame.before]
+    prompt, *sequences = (
+        [*frame, *tokenizer.encode_prompt(f"{document.prompt or ''}{answer}").tolist()]
+        for answer in ("", *document.completions)
+    )
+    for ids in sequences:
+        if vocabulary.end_id is not None and ids[-1:] != [vocabulary.end_id]:
+            ids.append(vocabulary.end_id)
+    start = min(common_prefix(prompt, ids) for ids in sequences)
+    return [np.array(ids, np.int32) for ids in sequences], start
 
-    def parts_of(number: int | None) -> list[Turns]:
-        return [prompt] if number is None else [prompt, completions[number]]
 
-    def of_text(number: int | None) -> np.ndarray:
-        before = [] if vocabulary.frame is None else [*vocabulary.frame.before]
-        text = "".join(part for part in parts_of(number) if isinstance(part, str))
-        ids = [*before, *tokenizer.encode_prompt(text).tolist()]
-        end = vocabulary.end_id
-        if number is not None and end is not None and ids[-1:] != [end]:
-            ids.append(end)
-        return np.array(ids, np.int32)
-
-    def of_messages(number: int | None) -> np.ndarray:
-        messages = [one for turns in parts_of(number) for one in turns if not isinstance(one, str)]
-        if not messages:
-            return np.zeros(0, np.int32)
-        text = template.render(messages, document.tools, answer_next=number is None)
-        return tokenizer.encode_prompt(text)
-
-    return of_text if isinstance(completions[0], str) else of_messages
+def _of_messages(
+    document: Conversation, template: ChatTemplate, tokenizer: Tokenizer
+) -> tuple[list[np.ndarray], int]:
+    """See `_of_texts`."""
+    sequences, starts, before = [], [], len(document.prompt)
+    for completion in document.completions:
+        messages = [one for one in (*document.prompt, *completion) if not isinstance(one, str)]
+        text = template.render(messages, document.tools)
+        start = template.start_of(text, messages, document.tools, before)
+        ids, offsets = tokenizer.encode_prompt_with_offsets(text)
+        sequences.append(ids)
+        starts.append(int(np.count_nonzero(offsets[:, 1] <= start)))
+    return sequences, min(starts)
 
 
 def turn_token_spans(turns: Sequence[tuple[int, int]], offsets: np.ndarray) -> Spans:

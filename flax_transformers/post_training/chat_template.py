@@ -35,6 +35,8 @@ CHATML = (
 
 BEGIN, END = "\ufdd0", "\ufdd1"
 """Marks around what an assistant wrote: noncharacters, which text has no use for."""
+_OTHER = "\ufdd2"
+"""What a message says in place of its own content to find where that is: a noncharacter."""
 _TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -73,8 +75,7 @@ class ChatTemplate:
         """The text, and the parts of it that an assistant wrote. Raises `TemplateError`.
 
         They are what the template puts between ``{% generation %}`` and ``{% endgeneration %}``.
-        Without these tags, a turn begins where the messages before it, with the beginning of an
-        assistant turn, end, and ends where the messages up to it do.
+        Without these tags, a turn begins at `start_of` it, and ends where the messages up to it do.
         """
         marked = self._run(messages, tools, False)
         if BEGIN in marked:
@@ -89,8 +90,7 @@ class ChatTemplate:
         self, text: str, messages: Sequence[Message], tools: Any, number: int
     ) -> tuple[int, int]:
         """Where the turn of a message is in the text of all."""
-        before = self.render(messages[:number], tools, answer_next=True) if number else ""
-        start = common_prefix(before, text)
+        start = self.start_of(text, messages, tools, number)
         if number + 1 == len(messages):
             return start, len(text)
         upto = self.render(messages[: number + 1], tools)
@@ -103,6 +103,29 @@ class ChatTemplate:
             return start, common_prefix(upto, text)
         end = place + len(content)
         return start, end + common_prefix(self._closing(), text[end:])
+
+    def start_of(self, text: str, messages: Sequence[Message], tools: Any, number: int) -> int:
+        """Where the turn of a message begins in ``text``, that of all messages.
+
+        It is where the messages before it, with the beginning of an assistant turn, end. Templates
+        that write those otherwise without the turn, and first turns, begin at their content. Raises
+        `TemplateError` where that is not found.
+        """
+        if number:
+            before = self.render(messages[:number], tools, answer_next=True)
+            plain = before if text.startswith(before) else self.render(messages[:number], tools)
+            if text.startswith(plain):
+                return max(len(plain), common_prefix(before, text))
+        other = {**messages[number], "content": _OTHER}
+        changed = self.render([*messages[:number], other, *messages[number + 1 :]], tools)
+        start = common_prefix(changed, text)
+        if not changed.startswith(_OTHER, start):
+            raise TemplateError(
+                f"{self.place} does not tell where the turn of message {number + 1} begins; let it "
+                "write messages alike whatever follows them, or in conversations put "
+                "{% generation %} and {% endgeneration %} around what an assistant wrote"
+            )
+        return start
 
     @property
     def marks_turns(self) -> bool:

@@ -144,6 +144,32 @@ def test_completions_of_a_prompt_are_compared_in_one_row(tmp_path):
     assert len(rows_of(store, RewardModel(completions=3), 64)) == 2
 
 
+LAST = (
+    "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and messages[1:] %}"
+    "[{{ messages[0].content }}.{{ m.content }}]{% else %}[{{ m.content }}]{% endif %}"
+    "{% elif m.role == 'assistant' %} {{ m.content|trim }}~{% endif %}{% endfor %}"
+)
+"""Writes the system message in a user's turn that is the last, as Mistral's templates do."""
+
+
+def test_only_completions_are_learned_where_a_prompt_is_written_otherwise_at_the_end(tmp_path):
+    system = [{"role": "system", "content": "s"}, *turns("ask")]
+    answers = {
+        "chosen": [*system, {"role": "assistant", "content": "yes"}],
+        "rejected": [*system, {"role": "assistant", "content": "not"}],
+    }
+    completion = {"prompt": system, "completion": answers["chosen"][-1:]}
+    (tmp_path / "last.jinja").write_text(LAST)
+    for number, (row, objective) in enumerate(
+        [(answers, DirectPreference()), (completion, SupervisedFineTuning())]
+    ):
+        settings = data(tmp_path, [row], template_path=str(tmp_path / "last.jinja"))
+        store = prepare(settings, tmp_path / str(number))
+        (example,) = rows_of(store, objective, 32)
+        found = "yes~not~" if objective == DirectPreference() else "yes~"
+        assert learned_of(store, example) == found
+
+
 def test_preferences_that_do_not_fit_are_left_out(tmp_path, caplog):
     store = prepared(tmp_path, PAIRS)
     (row,) = rows_of(store, RewardModel(), 64)  # at most two completions

@@ -47,6 +47,54 @@ def test_an_earlier_turn_that_is_written_otherwise_is_found_by_its_content():
     assert learned(template)[0] == "Hello<|im_end|>\n"
 
 
+MISTRAL = (
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
+    "{%- else %}{%- set loop_messages = messages %}{%- endif %}"
+    "{%- set user_messages = loop_messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{- '<s>' }}{%- for message in loop_messages %}{%- if message['role'] == 'user' %}"
+    "{%- if tools is not none and (message == user_messages[-1]) %}"
+    "{{- '[AVAILABLE_TOOLS] ' ~ tools ~ '[/AVAILABLE_TOOLS]' }}{%- endif %}"
+    "{%- if loop.last and system_message is defined %}"
+    "{{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' }}"
+    "{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{%- elif message['tool_calls'] %}{{- '[TOOL_CALLS] ' ~ message['tool_calls'] ~ '</s>' }}"
+    "{%- elif message['role'] == 'assistant' %}{{- ' ' + message['content']|trim + '</s>' }}"
+    "{%- endif %}{%- endfor %}"
+)
+"""The lines of Mistral-7B-Instruct-v0.3 that write a user's turn otherwise if it is the last."""
+
+
+def turns_of(template, messages, tools=None):
+    text, spans = ChatTemplate(template).rendered(messages, tools)
+    return [text[start:end] for start, end in spans]
+
+
+def test_turns_are_found_where_a_user_turn_is_written_otherwise_at_the_end():
+    system = {"role": "system", "content": "Be brief"}
+    assert turns_of(MISTRAL, [system, *MESSAGES]) == ["Hello</s>", "So long</s>"]
+    assert turns_of(MISTRAL, MESSAGES) == [" Hello</s>", " So long</s>"]
+    # The tools precede the last user turn, so that the first answer has no rendered beginning.
+    assert turns_of(MISTRAL, MESSAGES, ["t"]) == ["Hello</s>", " So long</s>"]
+
+
+def test_a_turn_is_found_although_the_user_has_said_the_same():
+    messages = [{"role": "system", "content": "s"}, *MESSAGES[:1], MESSAGES[1] | {"content": "Hi"}]
+    assert turns_of(MISTRAL, messages) == ["Hi</s>"]
+
+
+def test_a_turn_whose_beginning_is_not_found_is_an_error():
+    call = {"role": "assistant", "content": "", "tool_calls": ["f()"]}
+    with pytest.raises(TemplateError, match="turn of message 2 begins; let it write"):
+        turns_of(MISTRAL, [MESSAGES[0], call, *MESSAGES[2:]], ["t"])
+
+
+def test_of_a_conversation_that_an_assistant_begins_no_header_is_learned():
+    header = "<s>{% if messages[0]['role'] != 'system' %}Default{% endif %}"
+    assert turns_of(header + PLAIN, MESSAGES[1:]) == ["Hello<|im_end|>\n", "So long<|im_end|>\n"]
+    assert turns_of(header + PLAIN, MESSAGES[1:2]) == ["Hello<|im_end|>\n"]
+
+
 def test_a_prompt_ends_with_the_beginning_of_an_answer():
     text = ChatTemplate().render(MESSAGES[:1], answer_next=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
