@@ -197,6 +197,13 @@ def raise_together(fault: UserError | None, what: str) -> None:
         raise UserError(f"process {int(everywhere.argmax())} {what}; see the error that it printed")
 
 
+def true_everywhere(value: bool) -> bool:
+    """Whether all processes have called this with True."""
+    if jax.process_count() > 1:
+        wait_for_all()
+    return bool(multihost_utils.process_allgather(np.array([value]), tiled=True).all())
+
+
 def wait_for_all() -> None:
     """Wait until all processes have called this, within the limits of the watchdog.
 

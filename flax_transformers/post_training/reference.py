@@ -21,7 +21,11 @@ from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.parallel.distributed import compiled_together
+from flax_transformers.parallel.distributed import (
+    compiled_together,
+    true_everywhere,
+    wait_for_all,
+)
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import (
     batch_sharding,
@@ -78,21 +82,41 @@ class _Pass:
 
     def of_store(self, store: TokenStore, fingerprint: str | None) -> np.ndarray:
         """The log-probabilities of all sequences of a store, float32 [n]: stored, or computed."""
-        folder, name = open_folder(store.directory), self.name(store)
-        stored = _read(folder.read(name), store) if folder.exists(name) else None
-        if stored is not None and fingerprint in (None, stored[0]):
-            return stored[1]
+        stored = self._stored(store, fingerprint)
+        # Processes may have copies of the store, of which one alone has the file.
+        if true_everywhere(stored is not None) and stored is not None:
+            return stored
         if fingerprint is None:
             raise UserError(
                 f"the reference model {self.weights.path} is not there, and its log-probabilities "
                 f"are not in {store.directory}; restore that folder, or set objective.reference"
             )
         found = self._computed(store)
-        if jax.process_index() == 0:
+        self._keep(store, fingerprint, found)
+        return found
+
+    def _stored(self, store: TokenStore, fingerprint: str | None) -> np.ndarray | None:
+        folder, name = open_folder(store.directory), self.name(store)
+        stored = _read(folder.read(name), store) if folder.exists(name) else None
+        return stored[1] if stored is not None and fingerprint in (None, stored[0]) else None
+
+    def _keep(self, store: TokenStore, fingerprint: str, found: np.ndarray) -> None:
+        """Writes the log-probabilities: process 0, and then each with a copy of the store."""
+        first = jax.process_index() == 0
+        if not first:
+            wait_for_all()
+        if first or self._stored(store, fingerprint) is None:
             content = io.BytesIO()
             np.savez(content, log_probs=found, weights=np.array(fingerprint))
-            folder.write(name, content.getvalue())
-        return found
+            try:
+                open_folder(store.directory).write(self.name(store), content.getvalue())
+            except (UserError, OSError) as error:
+                log.warning(
+                    "the log-probabilities of the reference cannot be kept in %s (%s); they are "
+                    "computed at each start", store.directory, error,
+                )  # fmt: skip
+        if first and jax.process_count() > 1:
+            wait_for_all()
 
     def _computed(self, store: TokenStore) -> np.ndarray:
         config, spec = self.config, self.spec
