@@ -22,6 +22,7 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: its mult
 _PACKED_AT_ONCE = 1 << 18  # pairs, as Python integers
 _INDEX = np.dtype("<i8")
 _HASH = 4  # entries for the sha256
+_UNLIMITED = 1 << 62
 
 
 class PairExamples(Examples):
@@ -36,46 +37,45 @@ class PairExamples(Examples):
     def __init__(self, store: TokenStore, spec: PairSpec) -> None:
         self.store, self.spec = store, spec
         self.read_threads = store.read_threads
-        self._limits = spec.length - spec.overhead, spec.target_length - spec.overhead
+        lengths = spec.length, _UNLIMITED if spec.target_length is None else spec.target_length
+        self._limits = lengths[0] - spec.overhead, lengths[1] - spec.overhead
+        shown = " and ".join(str(length) for length in lengths if length != _UNLIMITED)
         if min(self._limits) < 1:
-            raise UserError(
-                f"Sequences of {spec.length} and {spec.target_length} tokens have no space for "
-                "text; use longer ones."
-            )
+            raise UserError(f"Sequences of {shown} tokens have no space for text; use longer ones.")
         self._edges: np.ndarray | None = _edges(store)
-        lengths = np.diff(self._edges).reshape(-1, 2)
-        fits = (lengths <= self._limits).all(axis=1)
-        pairs = np.flatnonzero(fits) if spec.long_pairs == "skip" else np.arange(len(lengths))
-        self.skipped = len(lengths) - len(pairs)
+        sizes = np.diff(self._edges).reshape(-1, 2)
+        fits = (sizes <= self._limits).all(axis=1)
+        pairs = np.flatnonzero(fits) if spec.long_pairs == "skip" else np.arange(len(sizes))
+        self.skipped = len(sizes) - len(pairs)
         if not fits.all():
             log.warning(
-                "%d of %d pairs of %s (%s) are longer than %d and %d tokens and are %s",
-                len(lengths) - int(fits.sum()),
-                len(lengths),
+                "%d of %d pairs of %s (%s) are longer than %s tokens and are %s",
+                len(sizes) - int(fits.sum()),
+                len(sizes),
                 store.directory,
                 store.split,
-                spec.length,
-                spec.target_length,
+                shown,
                 "left out" if spec.long_pairs == "skip" else "cut",
             )
         if not len(pairs):
             raise UserError(
-                f"None of the {len(lengths)} pairs of {store.directory} fits into "
-                f"{spec.length} and {spec.target_length} tokens; use longer sequences, or set "
-                "objective.long_pairs to cut."
+                f"None of the {len(sizes)} pairs of {store.directory} fits into {shown} tokens; "
+                "use longer sequences, or set objective.long_pairs to cut."
             )
         self._packed = len(pairs)
         # Pairs in the order of the rows, the end of each row in them, and their hash.
-        self._rows = self._packing(pairs, lengths)
+        self._rows = self._packing(pairs, sizes, lengths)
 
-    def _packing(self, pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray | StoreArray:
+    def _packing(
+        self, pairs: np.ndarray, sizes: np.ndarray, lengths: tuple[int, int]
+    ) -> np.ndarray | StoreArray:
         spec = self.spec
         if not spec.cross_documents:
             return np.concatenate([pairs, np.arange(1, len(pairs) + 1), np.zeros(_HASH, np.int64)])
 
         def build() -> Iterator[np.ndarray]:
-            needed = np.minimum(lengths[pairs], self._limits) + spec.overhead
-            order, ends = pack(needed, (spec.length, spec.target_length))
+            needed = np.minimum(sizes[pairs], self._limits) + spec.overhead
+            order, ends = pack(needed, lengths)
             rows = np.concatenate([pairs[order], ends])
             yield from (rows, _hash(rows))
 

@@ -21,12 +21,12 @@ class PairSpec(WindowSpec):
     With ``cross_documents``, several pairs are packed into a sequence, else one.
 
     Attributes:
-      target_length: maximum number of tokens of the targets.
+      target_length: maximum number of tokens of the targets; None: no limit.
       overhead: number of special tokens of each source and each target.
       long_pairs: whether pairs that are too long are truncated or left out.
     """
 
-    target_length: int = 0
+    target_length: int | None = 0
     overhead: int = 1
     long_pairs: Literal["cut", "skip"] = "cut"
 

@@ -150,13 +150,9 @@ class PolicyObjective:
     def window_spec(self, sequence_length: int) -> PairSpec:
         """One prompt for each example, with its answer; long prompts are left out."""
         prompt = self.prompt_length(sequence_length)
-        # The start token and the answer's end token; answers need no more place than completions.
+        # Answers of any length: rewards read them, and no model does.
         return PairSpec(
-            prompt,
-            cross_documents=False,
-            target_length=self.rollouts.completion_length,
-            overhead=1,
-            long_pairs="skip",
+            prompt, cross_documents=False, target_length=None, overhead=1, long_pairs="skip"
         )
 
     def prompt_length(self, sequence_length: int) -> int:

@@ -1,13 +1,18 @@
 """Objectives on sampled completions: GRPO."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.loader import stacked
+from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.heads import Unembedding
 from flax_transformers.objectives.base import Vocabulary
@@ -210,6 +215,25 @@ def test_a_pair_becomes_a_row_with_the_answer_as_its_completion():
     assert {"old_log_probs", "reference_log_probs", "advantages", "rollout/reward"} <= row.keys()
     (view,) = made.example_views(row)
     assert view.labels.tolist() == [-1, -1, -1, 7, 2]
+
+
+def test_prompts_are_kept_whose_answers_are_longer_than_completions(tmp_path, caplog):
+    rows = [{"a": "4+1", "b": "4 and 1 are 5"}, {"a": "4+1+1+1+1", "b": "8"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = TextData(
+        source=PairSource(str(tmp_path / "rows.jsonl"), source_field="a", target_field="b"),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.0,
+        shards=1,
+    )
+    spec = objective().window_spec(LENGTH)
+    store = prepare(data, tmp_path / "store")
+    examples = store.examples("train", spec)
+    assert "1 of 2 pairs" in caplog.text and "longer than 7 tokens and are left out" in caplog.text
+    example = examples.read(0, np.random.default_rng(0))
+    assert len(examples) == 1 and len(example["target_tokens"]) == 13
+    row = objective().prepare(example, np.random.default_rng(0), store.vocabulary, LENGTH)
+    assert (row["label_weights"] > 0).sum() == COMPLETION
 
 
 def test_settings_that_cannot_work_are_refused():
