@@ -129,6 +129,13 @@ class PolicyObjective:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "objective")
+        names = self.statistics
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ranges.OutOfRange(
+                f"objective.rollouts.rewards has a reward whose metric would be {twice}, which is "
+                "another one; give its function, or class, another name"
+            )
 
     @property
     def needs_reference(self) -> bool:

@@ -8,6 +8,8 @@ import pytest
 
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.errors import UserError
+from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
+from flax_transformers.post_training.reinforcement.ppo import ProximalPolicy
 from flax_transformers.post_training.reinforcement.rewards import (
     ExactAnswer,
     FunctionReward,
@@ -128,6 +130,28 @@ def test_a_timeout_inside_a_reward_is_its_own_failure():
 
     with pytest.raises(UserError, match="fails with TimeoutError: of the user's server"):
         checked_scores(ExactAnswer(), fail, PROMPTS, ["a", "b"], ROWS)
+
+
+def kl(prompts, completions, rows):
+    return [0.0 for _ in completions]
+
+
+def truncated(prompts, completions, rows):
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("objective", "function"),
+    [(GroupRelativePolicy, truncated), (ProximalPolicy, truncated), (ProximalPolicy, kl)],
+)
+def test_a_reward_with_the_name_of_a_statistic_is_refused(objective, function):
+    rollouts = Rollouts(rewards=(ExactAnswer(), FunctionReward(function=function)))
+    with pytest.raises(UserError, match=f"metric would be rollout/{function.__name__}, .* another"):
+        objective(rollouts=rollouts)
+
+
+def test_a_reward_may_have_the_name_of_what_its_objective_does_not_log():
+    GroupRelativePolicy(rollouts=Rollouts(rewards=(FunctionReward(function=kl),)))
 
 
 def test_rewards_of_one_kind_are_numbered():
