@@ -108,7 +108,9 @@ class BesideImages:
 
     def __init__(self, source: kinds.ImageSource, top: Path, folder: Path) -> None:
         self._source, self._top = source, top
-        self._files = list(image_files(folder))
+        # Of a folder that is not divided, subfolders of splits are for evaluation.
+        splits = [name for names in kinds.SPLIT_NAMES.values() for name in names]
+        self._files = list(image_files(folder, splits if folder == top else ()))
         if not any(path.with_suffix(_ending(source)).is_file() for path in self._files):
             raise UserError(
                 f"The folder {folder} has no image file with a {_ending(source)} file beside it; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +26,21 @@ class FolderImages:
     in_place = True
 
     def __init__(self, source: ImageSource, root: Path) -> None:
-        parts = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
-        divided = any(name in parts for name in SPLIT_NAMES["train"])
-        self.root = self._top = root
-        if divided or source.split != "train":
+        splits = split_folders(source, root)
+        train = next((splits[name] for name in SPLIT_NAMES["train"] if name in splits), root)
+        self._top, self.root = root, train
+        if source.split != "train":
             names = SPLIT_NAMES.get(source.split, (source.split,))
-            found = next((parts[name] for name in names if name in parts), None)
+            found = next((splits[name] for name in names if name in splits), None)
             if found is None:
+                parts = sorted(path.name for path in root.iterdir() if path.is_dir())
                 raise UserError(
                     f"The folder {source.path} has no subfolder for the split {source.split!r}, it "
                     f"has {listed(parts)}; check data.source."
                 )
             self.root = found
-        train = next((parts[n] for n in SPLIT_NAMES["train"] if n in parts), self.root)
-        self.classes = _class_folders(train) or (train.name,)
+        self._others = splits.keys() if train == root else ()  # no classes of it
+        self.classes = _class_folders(train, self._others) or (train.name,)
         self._files = list(self._listed(source))
         if not self._files:
             raise UserError(
@@ -48,7 +49,8 @@ class FolderImages:
             )
 
     def _listed(self, source: ImageSource) -> Iterator[tuple[str, int]]:
-        here = _class_folders(self.root)
+        others = self._others if self.root == self._top else ()
+        here = _class_folders(self.root, others)
         unknown = sorted(set(here) - set(self.classes))
         if unknown:
             raise UserError(
@@ -61,7 +63,7 @@ class FolderImages:
                     f"The folder {self.root} has no subfolder for each class, as the training "
                     "images have; sort its images into such subfolders."
                 )
-            yield from ((self._name(file), 0) for file in image_files(self.root))
+            yield from ((self._name(file), 0) for file in image_files(self.root, others))
         for label, name in enumerate(self.classes):
             if name in here:
                 yield from ((self._name(file), label) for file in image_files(self.root / name))
@@ -84,20 +86,32 @@ class FolderImages:
         return [(name, self._top / name) for name, _ in self._files]
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    """Subfolders with image files, in the order of the class numbers."""
+def split_folders(source: ImageSource, root: Path) -> dict[str, Path]:
+    """The subfolders named by splits, by name."""
+    known = {source.split, *(name for names in SPLIT_NAMES.values() for name in names)}
+    named = {path.name: path for path in root.iterdir() if path.is_dir() and path.name in known}
+    return named
+
+
+def _class_folders(folder: Path, others: Collection[str] = ()) -> tuple[str, ...]:
+    """Subfolders with image files, but for ``others``, in the order of the class numbers."""
     return tuple(
         path.name
         for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and any(image_files(path))
+        if path.name not in others and not path.name.startswith(".")
+        if path.is_dir() and any(map(_is_image, path.rglob("*")))
     )
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """All image files below a folder, sorted."""
+def image_files(folder: Path, others: Collection[str] = ()) -> Iterator[Path]:
+    """All image files below a folder, but for those in its subfolders ``others``, sorted."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file():
+        if _is_image(path) and path.relative_to(folder).parts[0] not in others:
             yield path
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 class IdxImages:

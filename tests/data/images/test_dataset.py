@@ -108,6 +108,20 @@ def test_a_folder_without_splits_or_classes_holds_out_a_share_by_content(tmp_pat
     assert 4 < len(prepared.validation) < 20
 
 
+def test_images_of_a_subfolder_for_evaluation_are_not_trained_on(tmp_path):
+    write_folder(tmp_path / "flat", splits=(".",), classes=("val",))
+    for i in range(3):
+        (tmp_path / "flat" / f"{i}.png").write_bytes(png(i))
+    write_folder(tmp_path / "classes", splits=(".", "val"))
+    for name, count, classes in (
+        ("flat", (3, 6), ("flat",)),
+        ("classes", (12, 12), ("cat", "dog")),
+    ):
+        prepared = prepare(data(tmp_path / name))
+        assert prepared.label_names == classes
+        assert (len(prepared.train), len(prepared.validation)) == count
+
+
 def test_the_files_of_mnist_need_no_decoding(tmp_path):
     prepared = prepare(data(write_idx(tmp_path), channels=1))
     assert (len(prepared.train), len(prepared.validation)) == (40, 10)

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -121,6 +122,20 @@ def test_lines_of_a_text_file_are_captions_and_images_without_are_left_out(tmp_p
     prepared = prepare(data(tmp_path, source={"caption_field": "txt"}))
     assert [prepared.train.captions(i) for i in range(2)] == [["one", "two"], ["three"]]
     assert "1.png has no caption" in (tmp_path / prepared.directory / SKIPPED).read_text()
+
+
+def test_pairs_of_a_subfolder_for_evaluation_are_not_trained_on(tmp_path):
+    for place in ("0", "some/1", "val/2", "test/3"):
+        file = tmp_path / "source" / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(int(place[-1])))
+        file.with_suffix(".txt").write_text("a caption")
+    source = ImageSource(str(tmp_path / "source"), caption_field="txt")
+    places = [
+        [found.place for found in images.read(0, len(images))]
+        for images in (open_images(source), open_images(replace(source, split="validation")))
+    ]
+    assert places == [["0.png", "some/1.png"], ["val/2.png"]]
 
 
 def test_other_captions_are_other_data(tmp_path):
