@@ -87,9 +87,23 @@ class FolderImages:
 
 
 def split_folders(source: ImageSource, root: Path) -> dict[str, Path]:
-    """The subfolders named by splits, by name."""
+    """The subfolders named by splits, by name.
+
+    Raises UserError if they may be classes: if they have no classes of their own, and are beside
+    folders of other names with images.
+    """
     known = {source.split, *(name for names in SPLIT_NAMES.values() for name in names)}
     named = {path.name: path for path in root.iterdir() if path.is_dir() and path.name in known}
+    if any(_class_folders(named[name]) for name in SPLIT_NAMES["train"] if name in named):
+        return named
+    beside = _class_folders(root, named) if named else ()
+    for name in sorted(set(_class_folders(root)) & named.keys()) if beside else ():
+        if not _class_folders(named[name]):
+            raise UserError(
+                f"The folder {root} has images in {name}/ and in {beside[0]}/, so that {name} may "
+                f"be a split or a class; if it is a class, move all classes into a folder train/, "
+                f"and if it is a split, move {beside[0]}/ elsewhere."
+            )
     return named
 
 

@@ -122,6 +122,17 @@ def test_images_of_a_subfolder_for_evaluation_are_not_trained_on(tmp_path):
         assert (len(prepared.train), len(prepared.validation)) == count
 
 
+def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
+    write_folder(tmp_path, splits=(".",), classes=("bus", "train"))
+    with pytest.raises(UserError, match="train/ and in bus/, .* move all classes into a folder"):
+        prepare(data(tmp_path))
+    write_folder(tmp_path / "moved", splits=("train",), classes=("bus", "train"))
+    assert prepare(data(tmp_path / "moved", validation_fraction=0.0)).label_names == (
+        "bus",
+        "train",
+    )
+
+
 def test_the_files_of_mnist_need_no_decoding(tmp_path):
     prepared = prepare(data(write_idx(tmp_path), channels=1))
     assert (len(prepared.train), len(prepared.validation)) == (40, 10)
