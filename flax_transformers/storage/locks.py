@@ -114,7 +114,8 @@ def lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]:
     and sends itself SIGTERM.
     """
     lock = folder / _NAME
-    own = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
+    own = {"host": socket.gethostname(), "process": os.getpid(), "namespace": _namespace()}
+    own["id"] = uuid.uuid4().hex
     _wait_until_free(lock, seconds)
     stop = threading.Event()
 
@@ -170,9 +171,21 @@ def _wait_until_free(lock: epath.Path, seconds: float) -> None:
 def _ended_here(owner: dict[str, object]) -> bool:
     """Whether the owner was a process of this machine that has ended."""
     process = owner.get("process")
-    if owner.get("host") != socket.gethostname() or not isinstance(process, int):
+    here = {"host": socket.gethostname(), "namespace": _namespace()}
+    if any(owner.get(name) != value for name, value in here.items()):
         return False
-    return not is_running(process)
+    return isinstance(process, int) and not is_running(process)
+
+
+def _namespace() -> str:
+    """In which process ids have a meaning: not that of a container with the name of its host."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+            return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex  # unknown: equal to none
 
 
 def is_running(process: int) -> bool:
