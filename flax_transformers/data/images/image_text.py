@@ -112,6 +112,12 @@ class ImageTextData(dataset.ImageData):
                 "data.zero_shot classifies labelled images, and these have captions; set "
                 "data.zero_shot_data to an ImageData with labels"
             )
+        names = [texts.name for texts in self.zero_shot]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"the class texts of data.zero_shot are named {', '.join(map(repr, names))}; give "
+                "each its own name, which the names of its scores end with"
+            )
 
     @property
     def tokenizers(self) -> dict[str, TokenizerConfig]:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.dataset import open_dataset, prepare
+from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.image_text import ClassTexts, ImageTextData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import open_images
@@ -234,10 +235,13 @@ def test_an_image_whose_name_no_file_can_have_is_left_out(tmp_path, name):
 
 def test_what_cannot_be_read_is_refused_with_a_remedy(tmp_path):
     write_folder(tmp_path / "pairs")
+    source = ImageSource("labelled")
     with pytest.raises(UserError, match=r"either from data\.source\.caption_field or"):
         data(tmp_path / "pairs", captions=MADE)
     with pytest.raises(UserError, match=r"set data\.zero_shot_data"):
         data(tmp_path / "pairs", zero_shot=MADE)
+    with pytest.raises(UserError, match="are named 'en', 'en'; give each its own name"):
+        data(tmp_path / "pairs", zero_shot=MADE[:1] * 2, zero_shot_data=ImageData(source=source))
     with pytest.raises(UserError, match=r"no image file with a \.txt file beside it"):
         prepare(data(tmp_path / "pairs", source={"caption_field": "txt"}))
     with pytest.raises(UserError, match="with {} in place"):
