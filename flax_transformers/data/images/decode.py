@@ -69,6 +69,8 @@ def decode_image(raw: bytes, channels: int) -> np.ndarray:
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
     PIL = pillow()
+    if image.mode == "I" and image.format == "PPM":  # 9 to 16 bits, which Pillow scales to 16
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnreadableImage("has 32-bit pixels, whose range is unknown")
     image = _upright(image)

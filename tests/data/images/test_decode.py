@@ -40,6 +40,14 @@ def test_of_sixteen_bits_the_upper_eight_are_taken():
         assert (decode_image(raw, 3) == COLORS[:, :, :1]).all()
 
 
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_of_grey_ppm_files_of_twelve_and_sixteen_bits_the_upper_eight_are_taken(most):
+    values = np.array([[0, most // 2, most]], ">u2")
+    raw = b"P5 3 1 %d\n" % most + values.tobytes()
+    assert decode_image(raw, 1)[0, :, 0].tolist() == [0, 127, 255]
+    assert decode_image(raw, 3)[0, 1].tolist() == [127] * 3
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_images_are_composed_over_white(mode):
     image = PIL.Image.new("RGBA", (4, 2), (10, 10, 10, 255))
