@@ -28,7 +28,8 @@ class QuestionSource(Source):
     ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0,
     compressed or not, or "tfds:squad/...".
 
-    Questions on articles with the same title are held out together. A question without answers is
+    Questions on articles with the same title are held out together, and without one those of an
+    article, of TFDS those on a context. A question without answers is
     unanswerable. A question whose answer is not at its position in the text is invalid.
     """
 
@@ -81,7 +82,7 @@ def _rows(
         text = raw.decode(errors=errors).removeprefix("\ufeff")
         articles = json.loads(text)["data"]
         return [
-            (str(article.get("title", f"{path.name} {place}")), paragraph, question)
+            (str(article.get("title") or f"{path.name} {place}"), paragraph, question)
             for place, article in enumerate(articles)
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
@@ -117,7 +118,7 @@ def _example(decoder: Decoder, row: Mapping[str, Any], where: Where) -> Question
     found = [
         (int(start), decoder.text(text, where)) for start, text in zip(starts, texts, strict=True)
     ]
-    return _checked(asked, context, found, title, name, where)
+    return _checked(asked, context, found, title or context, name, where)
 
 
 def _checked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
-from flax_transformers.data.sources.squad import QuestionSource, question_of_record, token_spans
+from flax_transformers.data.sources.squad import (
+    QuestionSource,
+    _example,
+    question_of_record,
+    token_spans,
+)
 from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.question_answering import QuestionAnswering
@@ -123,6 +129,22 @@ def test_articles_are_held_out_as_a_whole(tmp_path):
     context, (start, end) = held[0].text[1], held[0].answers[0]
     assert context[start:end] in ANSWERS
     assert store.train.record(0) == b""  # only what is scored is kept
+
+
+@pytest.mark.parametrize("title", ["", None])
+def test_articles_without_titles_are_held_out_each_by_itself(title, tmp_path):
+    articles = [(title, f"{CONTEXT} {n}", QUESTIONS) for n in range(12)]
+    found = sources.read_documents(write(tmp_path, *articles))
+    groups = {document.group for _, document in found}
+    assert len(groups) == 12
+
+
+def test_questions_of_tfds_without_titles_are_held_out_by_their_context():
+    answers = {"answer_start": np.array([0]), "text": ["a"]}
+    row = {"id": "1", "title": "", "context": "a text", "question": "what?", "answers": answers}
+    decoder = SimpleNamespace(text=lambda value, _: value)
+    assert _example(decoder, row, "row 1").group == "a text"
+    assert _example(decoder, row | {"title": "A"}, "row 1").group == "A"
 
 
 @pytest.mark.parametrize(
