@@ -33,7 +33,8 @@ class Prepare:
     """Only do the share of job I of N, from 0, such as $SLURM_ARRAY_TASK_ID/100. The last job to
     end finishes the store, and so does the command without --shard."""
     verify: Flag = False
-    """Read every byte of a finished store, and of its source if that still exists."""
+    """Read every byte of a finished store, and of its source if that still exists; also those of
+    evaluation sets."""
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers.cli.config_file import load_config, naming_options
@@ -49,6 +50,7 @@ class Prepare:
 def _prepare(arguments: Prepare, data: DataConfig, sets: Sequence[EvaluationSet]) -> int:
     from flax_transformers.data import dataset
 
+    compare: Compare = "content" if arguments.verify else "sizes"
     if arguments.verify:
         data = replace(data, verify=False)  # every file is read below
     if arguments.begin:
@@ -62,7 +64,6 @@ def _prepare(arguments: Prepare, data: DataConfig, sets: Sequence[EvaluationSet]
             print(f"share {job}/{jobs} is done; other shares are not")
             return 0
     else:
-        compare: Compare = "content" if arguments.verify else "sizes"
         prepared = dataset.prepare(data, arguments.output, compare=compare)
     if arguments.output is not None:
         data = replace(data, store=arguments.output)
@@ -70,7 +71,7 @@ def _prepare(arguments: Prepare, data: DataConfig, sets: Sequence[EvaluationSet]
     stores = [prepared]
     for one in sets:
         data_of_set = data.of_evaluation_set(one, prepared.label_names)
-        stores.append(dataset.prepare(data_of_set, of_run=of_run))
+        stores.append(dataset.prepare(data_of_set, of_run=of_run, compare=compare))
     if arguments.verify:
         for store in stores:
             store.verify()

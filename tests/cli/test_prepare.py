@@ -12,6 +12,20 @@ def get_config():
 """
 
 
+SETS = """
+from dataclasses import replace
+from flax_transformers.data.base import EvaluationSet
+from flax_transformers.data.sources.text import TextSource
+
+def with_sets(config):
+    sets = (EvaluationSet("other", TextSource({path!r})),)
+    return replace(config, evaluation=replace(config.evaluation, sets=sets))
+
+without = get_config
+get_config = lambda: with_sets(without())
+"""
+
+
 @pytest.fixture
 def config(tmp_path):
     write_corpus(tmp_path / "text.txt", 20)
@@ -56,6 +70,20 @@ def test_verifying_a_finished_store_reads_every_file_once(config, capsys, monkey
     assert main(["prepare", config, "--verify", *verify]) == 0
     assert read and len(read) == len(set(read))
     assert "every file matches its checksum" in capsys.readouterr().out
+
+
+def test_verifying_reads_the_sources_of_evaluation_sets(config, tmp_path, capsys):
+    held_out = tmp_path / "held_out.txt"
+    write_corpus(held_out, 20)
+    with open(config, "a") as file:
+        file.write(SETS.format(path=str(held_out)))
+    own = ("--data.tokenizer.kind", "bytes", "--data.tokenizer.lowercase", "False")
+    assert main(["prepare", config, *own]) == 0
+    raw = held_out.read_bytes()
+    held_out.write_bytes(raw[:-3] + b"x" + raw[-2:])
+    assert main(["prepare", config, *own]) == 0  # sizes alone
+    assert main(["prepare", config, "--verify", *own]) == 2
+    assert "held_out.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["2/2", "1", "a/b", "-1/2"])

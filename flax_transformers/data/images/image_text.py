@@ -161,7 +161,7 @@ class PairPreparation:
 
     def run(self, compare: Compare = "sizes") -> PreparedPairs:
         """See `Preparation`."""
-        return self._with_tokenizer(self.images.run(compare), may_train=True)
+        return self._with_tokenizer(self.images.run(compare), compare, may_train=True)
 
     def begin(self) -> None:
         """See `Preparation`."""
@@ -170,19 +170,21 @@ class PairPreparation:
     def share(self, job: int, jobs: int) -> PreparedPairs | None:
         """See `Preparation`. The job that finishes last trains the tokenizer."""
         found = self.images.share(job, jobs)
-        return None if found is None else self._with_tokenizer(found, may_train=True)
+        return None if found is None else self._with_tokenizer(found, "sizes", may_train=True)
 
     def open(self, compare: Compare = "nothing") -> PreparedPairs:
         """See `Preparation`."""
-        return self._with_tokenizer(self.images.open(compare), may_train=False)
+        return self._with_tokenizer(self.images.open(compare), compare, may_train=False)
 
-    def _with_tokenizer(self, images: dataset.PreparedImages, *, may_train: bool) -> PreparedPairs:
+    def _with_tokenizer(
+        self, images: dataset.PreparedImages, compare: Compare, *, may_train: bool
+    ) -> PreparedPairs:
         data = self.data
         captions = tuple(each.named(images.label_names) for each in data.captions)
         labelled = images
         if data.zero_shot_data is not None:
             preparation = data.zero_shot_data.preparation()
-            labelled = preparation.run("nothing") if may_train else preparation.open()
+            labelled = preparation.run(compare) if may_train else preparation.open(compare)
         named = tuple(each.named(labelled.label_names) for each in data.zero_shot)
         data = replace(data, captions=captions, zero_shot=named)
         tokenizer = self._tokenizer(data, images.train, may_train)
@@ -274,7 +276,8 @@ class PreparedPairs(DatasetDefaults):
         )
 
     def verify(self) -> None:
-        for split in filter(None, (self.train, self.validation)):
+        labelled = None if self.data.zero_shot_data is None else self.labelled
+        for split in filter(None, (self.train, self.validation, labelled)):
             split.verify()
 
 

@@ -278,6 +278,23 @@ def test_zero_shot_scores_need_held_out_images(tmp_path):
         prepare(config)
 
 
+def test_the_images_of_zero_shot_scores_are_compared_and_verified(tmp_path):
+    write_folder(tmp_path / "pairs")
+    write_idx(tmp_path / "digits")
+    source = ImageSource(str(tmp_path / "digits"))
+    labelled = ImageData(source=source, store=str(tmp_path / "store"), verify=False)
+    config = data(tmp_path / "pairs", zero_shot=MADE[:1], zero_shot_data=labelled)
+    prepared = prepare(config)
+    prepared.verify()
+    file = tmp_path / "store/validation/labels"
+    file.write_bytes(b"\x01" + file.read_bytes()[1:])
+    with pytest.raises(UserError, match="validation/labels of the image store .* sha256"):
+        prepared.verify()
+    write_idx(tmp_path / "digits", count=(41, 10))
+    with pytest.raises(UserError, match="digits"):
+        prepare(config)
+
+
 def test_a_set_is_scored_without_zero_shot(tmp_path):
     texts = (ClassTexts(("zero", "one", "two"), ("the number {}",), "en"),)
     source = ImageSource(str(write_idx(tmp_path / "idx")))
