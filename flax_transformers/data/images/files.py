@@ -120,7 +120,7 @@ def _class_folders(folder: Path, others: Collection[str] = ()) -> tuple[str, ...
 def image_files(folder: Path, others: Collection[str] = ()) -> Iterator[Path]:
     """All image files below a folder, but for those in its subfolders ``others``, sorted."""
     for path in sorted(folder.rglob("*")):
-        if _is_image(path) and path.relative_to(folder).parts[0] not in others:
+        if _is_image(path) and not (others and path.relative_to(folder).parts[0] in others):
             yield path
 
 
