@@ -51,7 +51,7 @@ class ModelOptions:
 def start(platform: str | None, limits: Limits | None = None) -> None:
     """Joins the other processes, checks the platform, and turns on the compilation cache."""
     _allow_virtual_devices()
-    distributed.start_processes(limits)
+    distributed.start_processes(limits, platform)
     distributed.check_platform(platform)
     # What the environment or the program around has set stays.
     if jax.config.values["jax_compilation_cache_dir"] is None:

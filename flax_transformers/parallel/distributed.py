@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import traceback
+import urllib.request
 import zlib
 from collections.abc import Callable
 from types import TracebackType
@@ -42,17 +43,21 @@ _barriers = itertools.count()
 _FOLDER = "flax_transformers"
 _ESTABLISHED = "01"  # in /proc/net/tcp
 
+_TPU_METADATA = "computeMetadata/v1/instance/attributes"
+_METADATA_SECONDS = 10.0
+
 _LOST = re.compile("Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
 
-def start_processes(limits: Limits | None = None) -> None:
+def start_processes(limits: Limits | None = None, platform: str | None = None) -> None:
     """Connect this process to the others of the job, if there are any. Call before using arrays.
 
     Also starts the watchdog: the job ends with code 75 if not all processes have joined within
     ``limits.start_s``.
 
     A job is defined by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``,
-    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). A
+    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). The
+    hosts of a TPU VM slice are not connected if ``platform`` or ``JAX_PLATFORMS`` is another one. A
     single process is not connected, and a second call has no effect.
     ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a process without
     heartbeat counts as lost. Raises UserError if only some of the three variables are set.
@@ -77,10 +82,10 @@ def start_processes(limits: Limits | None = None) -> None:
                 "port, such as 10.0.0.1:1234"
             )
         _initialize(address, count, index, limits or Limits())
-    elif given and not (given == [names[0]] and _launched_with_others()):
+    elif given and not (given == [names[0]] and _launched_with_others(platform)):
         missing = ", ".join(name for name in names if name not in given)
         raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
-    elif _launched_with_others():
+    elif _launched_with_others(platform):
         _initialize(None, None, None, limits or Limits())
 
 
@@ -163,16 +168,45 @@ def _connections_to(port: int) -> int:
     return found
 
 
-def _launched_with_others() -> bool:
+def _launched_with_others(platform: str | None) -> bool:
     # srun sets SLURM_STEP_NUM_TASKS for its tasks. SLURM_NTASKS is also set in the shells of sbatch
     # and salloc, which are single processes.
     counts = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     if any((ranges.parse_integer(count) or 0) > 1 for count in counts):
         return True
-    # TPU slices and GKE jobs list all hosts.
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or (
-        "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    if "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        return True
+    # GKE lists all hosts of a slice.
+    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+        if name in os.environ:
+            return "," in os.environ[name]
+    return _on_slice_of_tpu_vms(platform)
+
+
+def _on_slice_of_tpu_vms(platform: str | None) -> bool:
+    """Whether the metadata server of this TPU VM lists several hosts, or several slices."""
+    # JAX sets jax_platforms to "tpu,cpu" where it finds chips and libtpu, and TPU_SKIP_MDS_QUERY
+    # where it finds no chips. With TPU_PROCESS_BOUNDS, libtpu uses only a part of the slice.
+    if "tpu" not in (platform or jax.config.values["jax_platforms"] or "").split(","):
+        return False
+    if not os.environ.keys().isdisjoint({"TPU_SKIP_MDS_QUERY", "TPU_PROCESS_BOUNDS"}):
+        return False
+    return "," in _tpu_metadata("worker-network-endpoints") or (
+        "MEGASCALE_COORDINATOR_ADDRESS" in _tpu_metadata("tpu-env")
     )
+
+
+def _tpu_metadata(name: str) -> str:
+    """An attribute of this TPU VM, or "" if there is none or no server answers."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as in JAX
+    request = urllib.request.Request(
+        f"http://{server}/{_TPU_METADATA}/{name}", headers={"Metadata-Flavor": "Google"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_METADATA_SECONDS) as response:
+            return response.read().decode()
+    except OSError:
+        return ""
 
 
 def check_equal(what: str, value: str, remedy: str) -> None:
@@ -280,7 +314,7 @@ def _is_lost_peer(error: BaseException | None) -> bool:
 
 
 def check_platform(wanted: str | None) -> str:
-    """The platform in use; raises UserError if it is not ``wanted``.
+    """The platform in use; raises UserError if it is not ``wanted``, or without its processes.
 
     ``wanted`` is "cpu", "gpu" or "tpu", or None for any.
     """
@@ -295,6 +329,12 @@ def check_platform(wanted: str | None) -> str:
         raise UserError(_absent(wanted, reason or "JAX has no plugin for it")) from None
     if wanted not in (None, found):
         raise UserError(f"platform {wanted} cannot be set: JAX already runs on {found}")
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"the devices belong to {jax.process_count()} processes, but this one is not connected "
+            "to the others; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in "
+            "each of them (docs/multi_host.md)"
+        )
     return found
 
 

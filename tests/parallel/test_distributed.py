@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ LAUNCHERS = (
     "SLURM_NTASKS",
     "SLURM_STEP_NUM_TASKS",
     "OMPI_COMM_WORLD_SIZE",
+    "TPU_PROCESS_ADDRESSES",
     "TPU_WORKER_HOSTNAMES",
     "MEGASCALE_COORDINATOR_ADDRESS",
 )
@@ -80,12 +83,87 @@ def test_three_variables_name_a_process_of_a_job(start):
         {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
         {"OMPI_COMM_WORLD_SIZE": "16"},
         {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"TPU_PROCESS_ADDRESSES": "a:8471,b:8471", "TPU_WORKER_HOSTNAMES": "a"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
         {"SLURM_STEP_NUM_TASKS": "2", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"},
     ],
 )
 def test_jax_finds_the_job_of_a_launcher_it_knows(start, environment):
     assert start(**environment) == (None, None, None)
+
+
+@pytest.fixture
+def tpu_vm(monkeypatch):
+    """Makes this machine a TPU VM; returns the attributes of its metadata server, to be filled."""
+    attributes: dict[str, str] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = attributes.get(
+                self.path.removeprefix("/computeMetadata/v1/instance/attributes/")
+            )
+            known = found is not None and self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write((found or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_PROCESS_BOUNDS"):
+        monkeypatch.delenv(name, raising=False)
+    before = jax.config.values["jax_platforms"]
+    jax.config.update("jax_platforms", "tpu,cpu")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield attributes
+        server.shutdown()
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"worker-network-endpoints": "a:b:10.0.0.1,a:b:10.0.0.2"},
+        {"worker-network-endpoints": "host-0,host-1"},
+        {
+            "worker-network-endpoints": "host-0",
+            "tpu-env": "TYPE: 'V5'\nMEGASCALE_COORDINATOR_ADDRESS: 'host-0'\n",
+        },
+    ],
+)
+def test_the_hosts_of_a_slice_of_tpu_vms_are_connected(start, tpu_vm, attributes):
+    tpu_vm.update(attributes)
+    assert start() == (None, None, None)
+
+
+def test_a_single_tpu_vm_is_not_connected(start, tpu_vm):
+    tpu_vm.update({"worker-network-endpoints": "a:b:10.0.0.1", "tpu-env": "TYPE: 'V5'\n"})
+    assert start() is None
+
+
+def test_a_tpu_machine_without_attributes_is_not_connected(start, tpu_vm):
+    assert start() is None
+
+
+@pytest.mark.parametrize("name", ["TPU_SKIP_MDS_QUERY", "TPU_PROCESS_BOUNDS"])
+def test_no_metadata_is_read_where_libtpu_reads_none(start, tpu_vm, name):
+    tpu_vm["worker-network-endpoints"] = "host-0,host-1"
+    assert start(**{name: "1"}) is None
+
+
+def test_one_host_of_a_slice_can_run_on_its_cpu_alone(start, tpu_vm):
+    tpu_vm["worker-network-endpoints"] = "host-0,host-1"
+    start_processes(platform="cpu")
+    jax.config.update("jax_platforms", "cpu")
+    assert start() is None
+
+
+def test_a_process_without_its_peers_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="2 processes, but this one is not connected.*; set JAX_CO"):
+        check_platform(None)
 
 
 @pytest.mark.parametrize(
