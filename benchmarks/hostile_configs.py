@@ -151,7 +151,7 @@ def check(config: Any) -> None:
 
     from flax_transformers.config_json import to_json
     from flax_transformers.training.check_run import check_config
-    from flax_transformers.training.loop import checked_mesh
+    from flax_transformers.training.setup import checked_mesh
 
     json.dumps(to_json(config))
     checked_mesh(config)

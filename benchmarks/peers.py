@@ -32,7 +32,7 @@ from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning.plan import StepPlan, plan
 from flax_transformers.planning.topology import devices_of
-from flax_transformers.training.config import Phase, TrainConfig
+from flax_transformers.training.config import Evaluation, Phase, TrainConfig
 
 GIB = 2**30
 
@@ -126,6 +126,7 @@ def plan_of(case: Case) -> StepPlan:
         compute=ComputeConfig(
             dtype="auto", remat="full", feed_forward_chunk=case.feed_forward_chunk
         ),
+        evaluation=Evaluation(batch_size=phase.batch_size),
     )
     return plan(config, phase, devices, case.topology)
 

@@ -51,4 +51,5 @@ def get_config() -> TrainConfig:
         optimizer=Adafactor(),
         phases=(Phase(steps=255_000, sequence_length=2048, batch_size=2048),),
         mesh=MeshConfig(data=-1, fsdp=128),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=2048),
     )

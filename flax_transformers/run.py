@@ -24,6 +24,7 @@ from flax_transformers.training import loop, run_state
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.setup import checked_mesh
 
 
 def train(
@@ -58,7 +59,7 @@ def train(
         # First of all, so that references, teachers and evaluators compute as the training does.
         config = run_state.with_compute_of_run(config, folder)
         config = runtime.with_initial_model(config, overrides, folder)
-        loop.checked_mesh(config)
+        checked_mesh(config)
         check_config(config)
         if jax.process_count() == 1:  # a job of several processes prepares no data
             run_state.check_same_run(config, folder)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from flax_transformers.cli.config_file import load_config
 from flax_transformers.errors import UserError
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import config_json
+from flax_transformers.parallel.mesh import AXES, resolve_mesh
+from flax_transformers.training.setup import check_batches
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
@@ -68,3 +72,14 @@ def test_the_command_of_a_recipe_can_be_pasted(recipe):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_names_itself_in_its_command(recipe):
     assert re.search(rf"flax-transformers \w+ {recipe.stem}\s", docstring(recipe))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_the_batches_of_a_recipe_divide_over_the_slice_that_it_names(recipe):
+    grids = re.findall(r"--topology \w+:(\d+(?:x\d+)+)", docstring(recipe))
+    counts = re.findall(r"slice of ([\d,]+) chips", docstring(recipe))
+    sizes = [math.prod(int(size) for size in grid.split("x")) for grid in grids]
+    config = load_config(str(recipe), [])
+    for size in {*sizes, *(int(count.replace(",", "")) for count in counts)}:
+        mesh = resolve_mesh(config.mesh, size)
+        check_batches(config, AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES))

@@ -150,8 +150,8 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     from flax_transformers.runtime import fitted_data, prepared_data, with_initial_model
     from flax_transformers.storage.workdir import open_workdir
     from flax_transformers.training.check_run import check_config, check_run
-    from flax_transformers.training.loop import checked_mesh
     from flax_transformers.training.run_state import tokenizers_of_run
+    from flax_transformers.training.setup import checked_mesh
 
     check_equal(
         "the config",

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.errors import UserError
 
@@ -147,14 +147,14 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _shown(mesh: Mesh, axis: str | tuple[str, ...]) -> str:
+def _shown(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...]) -> str:
     """As in "axis tensor=4", or "axes data=2 x fsdp=4" where several divide one dimension."""
     names = _names(axis)
     shown = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
     return f"ax{'i' if len(names) == 1 else 'e'}s {shown}"
 
 
-def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+def _size(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[one] for one in _names(axis))
 
 
@@ -197,7 +197,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(
-    batch_size: int, micro_batches: int, mesh: Mesh, name: str = "batch_size"
+    batch_size: int, micro_batches: int, mesh: Mesh | AbstractMesh, name: str = "batch_size"
 ) -> None:
     """Raise UserError unless every micro-batch divides evenly over the mesh."""
     axis = _AXES["batch"] or ()
@@ -213,7 +213,7 @@ def check_batch_size(
         )
 
 
-def check_sequence_length(sequence_length: int | None, mesh: Mesh) -> None:
+def check_sequence_length(sequence_length: int | None, mesh: Mesh | AbstractMesh) -> None:
     """Raise UserError unless the positions of a sequence divide evenly over the mesh.
 
     The length is None for images.

@@ -23,7 +23,6 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.placement import base_keeps_logits
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
-from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
@@ -31,7 +30,7 @@ from flax_transformers.planning.topology import silenced
 from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
-from flax_transformers.training.setup import check_phase, make_trainer, phase_flops
+from flax_transformers.training.setup import checked_mesh, make_trainer, phase_flops
 from flax_transformers.training.trainer import Trainer
 
 GIB = 2**30
@@ -147,12 +146,12 @@ def plan(
 
     The optimised program is also written to ``hlo``, if given.
 
-    Raises UserError for a config that could not run: a mesh that does not fit the devices, a batch
-    that the mesh does not divide, a model that does not fit the objective. A step that needs more
-    memory than available is returned as a plan with ``fits`` False.
+    ``phase`` is one of the config's. Raises UserError for a config that could not run: a mesh that
+    does not fit the devices, or does not divide a batch of a phase or of the evaluation, or a model
+    that does not fit the objective. A step that needs more memory than available is returned as a
+    plan with ``fits`` False.
     """
-    mesh = make_mesh(config.mesh, devices)
-    check_phase(phase, mesh)
+    mesh = checked_mesh(config, devices)
     trainer = make_trainer(config, mesh)
     chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()

@@ -68,7 +68,7 @@ def search(
             break
         try:
             found.append(plan(one.config, one.phase, devices, topology))
-        except UserError as error:  # a dimension that the mesh does not divide
+        except UserError as error:  # a dimension, or another batch, that the mesh does not divide
             refused = error
             continue
         on_plan(found[-1])
@@ -99,14 +99,18 @@ def candidates(
             continue
         for remat in get_args(Remat):
             estimates = (
-                _estimate(
-                    config, replace(phase, micro_batches=number), mesh, remat, held, flops, chip
-                )
+                _estimate(*_split(config, phase, number), mesh, remat, held, flops, chip)
                 for number in _divisors(phase.batch_size // parts)
             )
             likely = (one for one in estimates if one.memory < _SLACK * chip.memory_gib * GIB)
             found += itertools.islice(likely, _NEIGHBOURS)
     return sorted(found, key=lambda one: one.seconds)
+
+
+def _split(config: TrainConfig, phase: AnyPhase, number: int) -> tuple[TrainConfig, AnyPhase]:
+    """The config with ``number`` micro-batches in ``phase``, and this phase."""
+    new = replace(phase, micro_batches=number)
+    return replace(config, phases=tuple(new if p is phase else p for p in config.phases)), new
 
 
 def _meshes(model: TransformerConfig, devices: int) -> Iterator[MeshConfig]:

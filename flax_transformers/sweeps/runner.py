@@ -31,6 +31,7 @@ from flax_transformers.sweeps.study import Point, StudyRun, StudyRuns, Training
 from flax_transformers.training import loop
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import TrainConfig, check_resumable
+from flax_transformers.training.setup import checked_mesh
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def check(sweep: StudyRuns) -> None:
 def _check_point(point: Point) -> None:
     try:
         config = runtime.with_initial_model(point.config, point.overrides)
-        loop.checked_mesh(config)
+        checked_mesh(config)
         check_config(config)
     except UserError as error:
         raise UserError(f"grid point {point.name or 'of the config'}: {error}") from error

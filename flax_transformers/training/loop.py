@@ -35,8 +35,6 @@ from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.monitoring.throughput import REMEDY, StepMetrics
 from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
-from flax_transformers.parallel.mesh import make_mesh
-from flax_transformers.parallel.rules import check_batch_size
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import clear_side_files, open_workdir, workdir_lock
 from flax_transformers.training.batches import batches_on_mesh
@@ -58,7 +56,7 @@ from flax_transformers.training.run_state import (
     tokenizer_files,
     with_compute_of_run,
 )
-from flax_transformers.training.setup import check_phase, make_step_metrics, make_trainer
+from flax_transformers.training.setup import checked_mesh, make_step_metrics, make_trainer
 from flax_transformers.training.state import TrainState
 from flax_transformers.training.stop import StopRequest
 
@@ -171,15 +169,6 @@ def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool, bool]:
                 begun = roll_back(run, ended)
             ended = _run_phases(run, begun, stop)
         return ended, stop.obeyed and stop.by_callback(), stop.requested
-
-
-def checked_mesh(config: TrainConfig) -> Mesh:
-    """The mesh of a run. Raises UserError if it does not fit the devices, or a batch the mesh."""
-    mesh = make_mesh(config.mesh)
-    for phase in config.phases:
-        check_phase(phase, mesh)
-    check_batch_size(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
-    return mesh
 
 
 def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:

@@ -4,10 +4,12 @@ is what will run."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-from jax.sharding import Mesh
+import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import boxed_shapes
@@ -18,15 +20,27 @@ from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.optim.optimizers import learning_rate_at
 from flax_transformers.optim.selection import Axes, logical_axes
+from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch_size, check_sequence_length
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.trainer import Trainer
 
 
-def check_phase(phase: AnyPhase, mesh: Mesh) -> None:
-    """Raises UserError unless the rows of a phase, and their positions, divide over the mesh."""
-    check_batch_size(phase.batch_size, phase.micro_batches, mesh)
-    check_sequence_length(None if isinstance(phase, ImagePhase) else phase.sequence_length, mesh)
+def checked_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run. Raises UserError if it does not fit the devices, or a batch the mesh."""
+    mesh = make_mesh(config.mesh, devices)
+    check_batches(config, mesh)
+    return mesh
+
+
+def check_batches(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raises UserError unless the batches of all phases and of the evaluation, and the positions of
+    their rows, divide over the mesh."""
+    for phase in config.phases:
+        check_batch_size(phase.batch_size, phase.micro_batches, mesh)
+        length = None if isinstance(phase, ImagePhase) else phase.sequence_length
+        check_sequence_length(length, mesh)
+    check_batch_size(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
 
 
 def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:

@@ -32,6 +32,7 @@ from flax_transformers.post_training.problems import Problems
 from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
 from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.config import Evaluation, Phase
 from flax_transformers.training.dummy_batch import abstract_batch
 from flax_transformers.training.loop import train_prepared
 from flax_transformers.training.setup import make_trainer
@@ -117,7 +118,18 @@ def test_a_plan_agrees_with_counts_by_hand(config):
     assert found.mesh == {"data": 4, "fsdp": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation": Evaluation(batch_size=12)}, "evaluation.batch_size 12 does not divide"),
+        ({"phases": (Phase(1, 32, 12), Phase(1, 32, 16))}, "^batch_size 12 does not divide"),
+    ],
+)
+def test_a_batch_that_train_refuses_is_not_planned(config, changes, said):
+    with pytest.raises(UserError, match=said):
+        planned(dataclasses.replace(config, **changes))
+
+
 @pytest.mark.slow
 def test_a_student_is_planned_with_the_logits_of_its_teacher(config):
     objective = DistilledSequenceClassification(teacher="runs/teacher")

@@ -15,6 +15,8 @@ from flax_transformers.planning.plan import GIB, Roofline
 from flax_transformers.planning.search import candidates, search, tokens_of_row
 from flax_transformers.planning.topology import devices_of
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
+from flax_transformers.training.config import Evaluation
+from flax_transformers.training.setup import checked_mesh
 from tests.planning.test_plan import a_plan
 
 
@@ -38,8 +40,9 @@ def test_every_candidate_is_the_same_run_on_all_devices(config):
         assert (phase.batch_size, phase.steps) == (64, config.phases[-1].steps)
         assert 64 % (mesh.data * mesh.fsdp * phase.micro_batches) == 0
         assert dataclasses.replace(
-            one.config, mesh=config.mesh, compute=config.compute
+            one.config, phases=config.phases, mesh=config.mesh, compute=config.compute
         ) == dataclasses.replace(config)
+        assert one.config.phases == (phase,)
     assert found == sorted(found, key=lambda one: one.seconds)
 
 
@@ -87,6 +90,25 @@ def test_the_best_candidates_are_compiled_and_the_fastest_that_fits_is_first(con
     ]
     assert [one.fits for one in shown] == [False, True, True]
     assert ranked == [shown[2], shown[1], shown[0]]
+
+
+def test_a_search_passes_over_meshes_that_train_would_refuse(config, monkeypatch):
+    """Held-out batches of 4 divide over four devices, and over no sixteen."""
+
+    def compile_nothing(config, phase, devices, topology):
+        checked_mesh(config, devices)
+        return a_plan(state=GIB, rest=GIB)
+
+    monkeypatch.setattr(module, "plan", compile_nothing)
+    four = dataclasses.replace(config, evaluation=Evaluation(batch_size=4))
+    where = devices_of("v5e:4x4"), "v5e:4x4"
+    likeliest = found_for(four)
+    fitting = [one for one in likeliest if one.config.mesh.tensor == 4]
+    assert likeliest[0] not in fitting
+    assert len(search(four, four.phases[-1], *where, limit=1000)) == len(fitting)
+    none = dataclasses.replace(config, evaluation=Evaluation(batch_size=1))
+    with pytest.raises(UserError, match="evaluation.batch_size 1 does not divide"):
+        search(none, none.phases[-1], *where, limit=1)
 
 
 def test_devices_of_unknown_speed_are_refused(config):
