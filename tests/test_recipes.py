@@ -83,3 +83,10 @@ def test_the_batches_of_a_recipe_divide_over_the_slice_that_it_names(recipe):
     for size in {*sizes, *(int(count.replace(",", "")) for count in counts)}:
         mesh = resolve_mesh(config.mesh, size)
         check_batches(config, AbstractMesh(tuple(getattr(mesh, axis) for axis in AXES), AXES))
+
+
+@pytest.mark.parametrize("name", ["siglip_b16", "vit_s16_imagenet2012"])
+def test_a_recipe_of_big_vision_decays_weights_as_there(name):
+    """There the decay of 1e-4 is not multiplied by the learning rate."""
+    optimizer = load_config(name, []).optimizer
+    assert optimizer.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
