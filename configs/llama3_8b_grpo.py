@@ -11,7 +11,7 @@ Planned:   not run. --topology v5p:4x4x4: a training step takes 13.3 of 95.7 GiB
            least 4.53 s, an MFU of at most 74.7 %; sampling is not in these figures
 
 Settings of DAPO (arXiv:2503.14476): the loss by tokens, the higher upper clip, no reference, 16
-completions for each prompt, and 16 updates for each rollout.
+completions for each prompt, 16 updates for each rollout, and a warmup over 20 rollouts.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ from flax_transformers.post_training.reinforcement.policy import GroupRelativePo
 from flax_transformers.post_training.reinforcement.rewards import NumericAnswer
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
 
+UPDATES_OF_A_ROLLOUT = 16
+
 
 def problems(path: str) -> PairSource:
     """Prompts and answers in a folder."""
@@ -45,7 +47,7 @@ def get_config() -> TrainConfig:
                 rewards=(NumericAnswer(),),
                 completion_length=3072,
                 group_size=16,
-                batches=16,
+                batches=UPDATES_OF_A_ROLLOUT,
                 mask_truncated=True,
                 gather_weights=True,
             ),
@@ -58,7 +60,9 @@ def get_config() -> TrainConfig:
             tokenizer=TokenizerConfig(),
         ),
         optimizer=AdamW(
-            learning_rate=1e-6, weight_decay=0.1, schedule=Schedule("constant", warmup_steps=20)
+            learning_rate=1e-6,
+            weight_decay=0.1,
+            schedule=Schedule("constant", warmup_steps=20 * UPDATES_OF_A_ROLLOUT),
         ),
         phases=(Phase(steps=1_600, sequence_length=4096, batch_size=512, micro_batches=4),),
         mesh=MeshConfig(data=-1, fsdp=16),

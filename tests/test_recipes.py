@@ -90,3 +90,8 @@ def test_a_recipe_of_big_vision_decays_weights_as_there(name):
     """There the decay of 1e-4 is not multiplied by the learning rate."""
     optimizer = load_config(name, []).optimizer
     assert optimizer.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
+
+
+def test_the_warmup_of_dapo_takes_twenty_rollouts():
+    config = load_config("llama3_8b_grpo", [])
+    assert config.optimizer.schedule.warmup_steps == 20 * config.objective.rollouts.batches == 320
