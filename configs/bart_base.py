@@ -9,7 +9,7 @@ Expected:  not run; the paper gives no loss for it
 
 The number of steps and the batch size are those of the large model (§5.1). The paper gives no
 learning rate; this one is RoBERTa's for the base size. The vocabulary is a SentencePiece BPE
-trained on the corpus.
+trained on the corpus. Biases and scales do not decay, which they do in fairseq.
 """
 
 import dataclasses
@@ -41,6 +41,7 @@ def get_config() -> TrainConfig:
         optimizer=AdamW(
             learning_rate=6e-4,
             b2=0.98,
+            no_decay=("bias", "scale"),
             schedule=Schedule("linear", warmup_steps=24_000),
         ),
         phases=(Phase(steps=500_000, sequence_length=512, batch_size=8000),),

@@ -41,6 +41,7 @@ def get_config() -> TrainConfig:
         optimizer=AdamW(
             learning_rate=6e-4,
             b2=0.98,
+            no_decay=("bias", "scale"),
             schedule=Schedule("linear", warmup_steps=10_000),
         ),
         phases=(Phase(steps=500_000, sequence_length=512, batch_size=8192, micro_batches=2),),

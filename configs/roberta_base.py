@@ -8,8 +8,9 @@ Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a
 Expected:  not run. Table 3 of the paper reports a perplexity of 3.68, a held-out loss of 1.30,
            after 1M steps of 256 sequences of books and Wikipedia
 
-Difference from the original: the vocabulary is a SentencePiece BPE with padding id 0, trained on
-the corpus, instead of GPT-2's byte-level BPE.
+Differences from the original: the vocabulary is a SentencePiece BPE with padding id 0, trained on
+the corpus, instead of GPT-2's byte-level BPE; biases and scales do not decay, which they do in
+fairseq.
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -37,6 +38,7 @@ def get_config() -> TrainConfig:
         optimizer=AdamW(
             learning_rate=6e-4,
             b2=0.98,
+            no_decay=("bias", "scale"),
             max_grad_norm=None,
             schedule=Schedule("linear", warmup_steps=24_000),
         ),

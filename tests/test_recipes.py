@@ -95,3 +95,8 @@ def test_a_recipe_of_big_vision_decays_weights_as_there(name):
 def test_the_warmup_of_dapo_takes_twenty_rollouts():
     config = load_config("llama3_8b_grpo", [])
     assert config.optimizer.schedule.warmup_steps == 20 * config.objective.rollouts.batches == 320
+
+
+@pytest.mark.parametrize("name", ["bert_base", "roberta_base", "bart_base", "deberta_v3_base"])
+def test_embeddings_decay_where_they_do_in_the_original(name):
+    assert load_config(name, []).optimizer.no_decay == ("bias", "scale")
