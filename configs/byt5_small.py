@@ -3,8 +3,8 @@
 Command:   flax-transformers prepare byt5_small
            flax-transformers train byt5_small --workdir gs://bucket/byt5_small
 Hardware:  written for a TPU v5e slice of 128 chips: batches of 1,024 sequences of 1,024 bytes
-Data:      one language of mC4, TFDS c4/multilingual, for example split "de"; the paper mixes all
-           languages
+Data:      TFDS c4/en, prepared with the ``prepare`` extra, where the paper mixes all languages of
+           mC4. For another one: --data.source.path tfds:c4/multilingual --data.source.split de
 Expected:  not run
 """
 
