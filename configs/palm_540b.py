@@ -10,9 +10,11 @@ Planned:   not run. --topology v5p:8x16x16: 50.6 of 95.7 GiB per chip, a step ti
 
 The published architecture: attention and feed-forward side by side behind one norm without bias,
 SwiGLU, rotary positions, multi-query attention (one key/value head), tied embeddings, no biases,
-and Adafactor with a learning rate of 1e-2 that decays as 1 / sqrt(step). Its block is that of
-Command R (families/cohere.py). Differences from the paper: batches of 2,048 sequences from the
-start, without ramp; no momentum in Adafactor; no z-loss unless the objective sets it.
+Adafactor with a learning rate of 1e-2 that decays as 1 / sqrt(step) after 10,000 steps, gradients
+clipped at a norm of 1, and a z-loss of 1e-4. Its block is that of Command R (families/cohere.py).
+Differences from the paper: batches of 2,048 sequences from the start, where it begins with 512;
+Adafactor has no momentum, and factored second moments; weights do not decay, which they do there by
+the square of the learning rate.
 """
 
 import dataclasses
@@ -48,7 +50,7 @@ def get_config() -> TrainConfig:
         ),
         objective=CausalLM(z_loss=1e-4),
         data=llama3_8b.web_text("bpe", vocab_size=256_000),
-        optimizer=Adafactor(),
+        optimizer=Adafactor(max_grad_norm=1.0),
         phases=(Phase(steps=255_000, sequence_length=2048, batch_size=2048),),
         mesh=MeshConfig(data=-1, fsdp=128),
         evaluation=dataclasses.replace(config.evaluation, batch_size=2048),

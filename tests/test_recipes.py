@@ -100,3 +100,8 @@ def test_the_warmup_of_dapo_takes_twenty_rollouts():
 @pytest.mark.parametrize("name", ["bert_base", "roberta_base", "bart_base", "deberta_v3_base"])
 def test_embeddings_decay_where_they_do_in_the_original(name):
     assert load_config(name, []).optimizer.no_decay == ("bias", "scale")
+
+
+def test_palm_clips_gradients_as_published():
+    config = load_config("palm_540b", [])
+    assert (config.optimizer.max_grad_norm, config.objective.z_loss) == (1.0, 1e-4)
