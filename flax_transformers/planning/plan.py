@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ from flax_transformers.planning.topology import silenced
 from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
-from flax_transformers.training.setup import checked_mesh, make_trainer, phase_flops
+from flax_transformers.training.setup import (
+    checked_mesh,
+    fastest_compute,
+    make_trainer,
+    phase_flops,
+)
 from flax_transformers.training.trainer import Trainer
 
 GIB = 2**30
@@ -151,6 +156,8 @@ def plan(
     that does not fit the objective. A step that needs more memory than available is returned as a
     plan with ``fits`` False.
     """
+    compute = fastest_compute(config.compute, devices[0].platform, len(devices))
+    config = replace(config, compute=compute)
     mesh = checked_mesh(config, devices)
     trainer = make_trainer(config, mesh)
     chip = device_spec(devices[0].device_kind)

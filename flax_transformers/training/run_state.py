@@ -26,9 +26,9 @@ from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.objectives.rows import run_frame
-from flax_transformers.parallel.cpu_products import bfloat16_instructions
 from flax_transformers.storage.paths import list_files
 from flax_transformers.training.config import TrainConfig, check_resumable
+from flax_transformers.training.setup import fastest_compute
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,8 @@ def with_compute_of_run(config: TrainConfig, workdir: epath.Path) -> TrainConfig
     machine, computes as before. On a CPU a new run gets the dtype that is faster there."""
     saved, compute = _saved_compute(workdir), config.compute
     if saved is None:
-        return replace(config, compute=_fastest(compute))
+        used = fastest_compute(compute, jax.default_backend(), jax.device_count())
+        return replace(config, compute=used)
     if compute.dropout_generator == "auto":
         compute = replace(compute, dropout_generator=saved.dropout_generator)
     if compute.dtype == "auto" and jax.default_backend() == "cpu":
@@ -252,23 +253,6 @@ def _saved_compute(workdir: epath.Path) -> ComputeConfig | None:
             if isinstance(compute, ComputeConfig):
                 return compute
     return None
-
-
-def _fastest(compute: ComputeConfig) -> ComputeConfig:
-    """``compute`` in bfloat16 where it leaves the dtype open, and the only device is a CPU with
-    instructions for it."""
-    if compute.dtype != "auto" or jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return compute
-    instructions = bfloat16_instructions()
-    if not instructions:
-        return compute
-    log.info(
-        "computing in bfloat16, for which this processor has instructions (%s); set compute.dtype "
-        "to float32 if rounding matters more than speed",
-        ", ".join(instructions),
-    )
-    # A single device reduces nothing, so its gradients stay as they were summed.
-    return replace(compute, dtype="bfloat16", gradient_reduce_dtype="float32")
 
 
 def tokenizers_of_run(workdir: epath.Path) -> dict[str, Tokenizer]:

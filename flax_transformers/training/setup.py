@@ -4,7 +4,9 @@ is what will run."""
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -13,17 +15,20 @@ from jax.sharding import AbstractMesh, Mesh
 
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import boxed_shapes
-from flax_transformers.models.config import TransformerConfig
+from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.monitoring.model_flops import step_flops
 from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.optim.optimizers import learning_rate_at
 from flax_transformers.optim.selection import Axes, logical_axes
+from flax_transformers.parallel.cpu_products import bfloat16_instructions
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch_size, check_sequence_length
 from flax_transformers.training.config import AnyPhase, ImagePhase, TrainConfig
 from flax_transformers.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def checked_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -41,6 +46,23 @@ def check_batches(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
         length = None if isinstance(phase, ImagePhase) else phase.sequence_length
         check_sequence_length(length, mesh)
     check_batch_size(config.evaluation.batch_size, 1, mesh, name="evaluation.batch_size")
+
+
+def fastest_compute(compute: ComputeConfig, platform: str, device_count: int) -> ComputeConfig:
+    """``compute`` in bfloat16 where it leaves the dtype open, and the only device is a CPU with
+    instructions for it."""
+    if compute.dtype != "auto" or platform != "cpu" or device_count > 1:
+        return compute
+    instructions = bfloat16_instructions()
+    if not instructions:
+        return compute
+    log.info(
+        "computing in bfloat16, for which this processor has instructions (%s); set compute.dtype "
+        "to float32 if rounding matters more than speed",
+        ", ".join(instructions),
+    )
+    # A single device reduces nothing, so its gradients stay as they were summed.
+    return replace(compute, dtype="bfloat16", gradient_reduce_dtype="float32")
 
 
 def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:

@@ -14,6 +14,7 @@ from flax_transformers.distillation.objectives import DistilledSequenceClassific
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.planning import plan as module
 from flax_transformers.planning.hlo_cost import KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.plan import (
@@ -32,6 +33,7 @@ from flax_transformers.post_training.problems import Problems
 from flax_transformers.post_training.reinforcement.policy import GroupRelativePolicy, Rollouts
 from flax_transformers.post_training.reinforcement.rewards import ExactAnswer
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
+from flax_transformers.training import setup
 from flax_transformers.training.config import Evaluation, Phase
 from flax_transformers.training.dummy_batch import abstract_batch
 from flax_transformers.training.loop import train_prepared
@@ -128,6 +130,18 @@ def test_a_plan_agrees_with_counts_by_hand(config):
 def test_a_batch_that_train_refuses_is_not_planned(config, changes, said):
     with pytest.raises(UserError, match=said):
         planned(dataclasses.replace(config, **changes))
+
+
+@pytest.mark.parametrize(("topology", "dtype"), [("cpu:1", "bfloat16"), ("cpu:2", "auto")])
+def test_one_cpu_is_planned_in_the_dtype_that_a_new_run_takes(config, monkeypatch, topology, dtype):
+    def lowering(config, trainer, phase):
+        raise Lowered(config.compute.dtype)
+
+    monkeypatch.setattr(setup, "bfloat16_instructions", lambda: ["amx_bf16"])
+    monkeypatch.setattr(module, "lower_train_step", lowering)
+    compute = ComputeConfig("auto")
+    with pytest.raises(Lowered, match=dtype):
+        planned(dataclasses.replace(config, compute=compute), topology)
 
 
 @pytest.mark.slow

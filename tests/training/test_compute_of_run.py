@@ -14,7 +14,7 @@ from flax_transformers.checkpointing.manager import Checkpoints, find_checkpoint
 from flax_transformers.data.dataset import prepare
 from flax_transformers.restore import saved_config
 from flax_transformers.testing import tiny_config, write_corpus
-from flax_transformers.training import run_state
+from flax_transformers.training import run_state, setup
 from flax_transformers.training.loop import train_prepared
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 def on_processor(monkeypatch):
     def has(*instructions, devices=1):
         monkeypatch.setattr(jax, "device_count", lambda: devices)
-        monkeypatch.setattr(run_state, "bfloat16_instructions", lambda: list(instructions))
+        monkeypatch.setattr(setup, "bfloat16_instructions", lambda: list(instructions))
 
     return has
 
