@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
+
+from flax_transformers import ranges
+from flax_transformers.errors import UserError
 
 TERA = 1e12
 GIGA = 1e9
+_FRACTION = ranges.numbers(0, 100, above=True)  # above 1 with unified memory
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,7 @@ class DeviceSpec:
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     memory_gib: float
-    """Memory for programs: as reported by libtpu 0.0.52 on TPUs, all of it on GPUs (of which JAX
-    uses three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set)."""
+    """Memory as reported by libtpu 0.0.52 on TPUs, which programs can use; all of it on GPUs."""
     memory_bandwidth: float
     """Bytes/s."""
     ring_bandwidth: float
@@ -26,6 +31,15 @@ class DeviceSpec:
     each direction, or a GPU's NVLink in one direction."""
     network_bandwidth: float
     """Bytes/s to other slices, or to other hosts of GPUs."""
+
+    @property
+    def is_gpu(self) -> bool:
+        return not self.kind.startswith("TPU")
+
+    @property
+    def available_bytes(self) -> int:
+        """Memory for programs. Raises UserError for a fraction that is no number above 0."""
+        return int(self.memory_gib * 2**30 * (_gpu_fraction() if self.is_gpu else 1))
 
 
 # The first entry whose kind is part of ``device_kind`` is used. JAX calls the
@@ -55,6 +69,20 @@ DEVICE_SPECS = (
     DeviceSpec("H100", 989 * TERA, 74.5, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
     DeviceSpec("A100", 312 * TERA, 74.5, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
 )
+
+
+def _gpu_fraction() -> float:
+    """The part of a GPU's memory that JAX gives to programs."""
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        if text := os.environ.get(name):
+            try:
+                share = float(text)
+            except ValueError:
+                share = math.nan
+            if fault := _FRACTION.fault(share):
+                raise UserError(f"{name} is {ranges.shown(text)}; {fault}, or unset it")
+            return share
+    return 0.75  # JAX's default
 
 
 def device_spec(device_kind: str) -> DeviceSpec | None:

@@ -97,7 +97,7 @@ def plan_decode(
             first = plan.roofline(prompt, flops[0], chip)
             at_peak = [first, plan.roofline(both, flops[1], chip).without(first)]
     found: Any = None if compiled is None else compiled.memory_analysis()
-    total, available = needed or 0, None if chip is None else int(chip.memory_gib * plan.GIB)
+    total, available = needed or 0, None if chip is None else chip.available_bytes
     if found is not None:
         total = found.argument_size_in_bytes + found.temp_size_in_bytes
         total += found.output_size_in_bytes + found.generated_code_size_in_bytes

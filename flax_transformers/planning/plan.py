@@ -263,7 +263,7 @@ def _memory(
     rows = sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values()
     )
-    available = None if chip is None else int(chip.memory_gib * GIB)
+    available = None if chip is None else chip.available_bytes
     if compiled is None:
         return Memory(parameters, optimizer, rows, None, None, None, None, needed or 0, available)
     found: Any = compiled.memory_analysis()

@@ -74,8 +74,8 @@ def search(
         on_plan(found[-1])
     if not found:
         raise refused or UserError(
-            f"by estimate this run fits on no mesh of {len(devices)} devices of {chip.memory_gib} "
-            "GiB; use more devices, or a smaller batch"
+            f"by estimate this run fits on no mesh of {len(devices)} devices with "
+            f"{chip.available_bytes / GIB:.2f} GiB; use more devices, or a smaller batch"
         )
     return sorted(found, key=_rank)
 
@@ -102,7 +102,7 @@ def candidates(
                 _estimate(*_split(config, phase, number), mesh, remat, held, flops, chip)
                 for number in _divisors(phase.batch_size // parts)
             )
-            likely = (one for one in estimates if one.memory < _SLACK * chip.memory_gib * GIB)
+            likely = (one for one in estimates if one.memory < _SLACK * chip.available_bytes)
             found += itertools.islice(likely, _NEIGHBOURS)
     return sorted(found, key=lambda one: one.seconds)
 

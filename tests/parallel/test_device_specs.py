@@ -2,6 +2,7 @@
 
 import pytest
 
+from flax_transformers.errors import UserError
 from flax_transformers.parallel.device_specs import device_spec
 
 
@@ -32,3 +33,28 @@ def test_peaks_are_found_under_the_names_that_devices_give(device_kind, teraflop
 def test_a_cpu_and_an_unknown_accelerator_are_no_chips():
     assert device_spec("cpu") is None
     assert device_spec("NVIDIA Something Else") is None
+
+
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+@pytest.fixture
+def no_fraction(monkeypatch):
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_programs_get_a_fraction_of_the_memory_of_a_gpu(no_fraction, monkeypatch, name):
+    whole = 74.5 * 2**30
+    assert device_spec("NVIDIA H100 80GB HBM3").available_bytes == int(0.75 * whole)
+    monkeypatch.setenv(name, "0.9")
+    assert device_spec("NVIDIA H100 80GB HBM3").available_bytes == int(whole * 0.9)
+    assert device_spec("TPU v5e").available_bytes == 15.75 * 2**30
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "most"])
+def test_a_fraction_of_memory_that_is_no_share_is_refused(no_fraction, monkeypatch, value):
+    monkeypatch.setenv(FRACTIONS[0], value)
+    with pytest.raises(UserError, match=f"^XLA_CLIENT_MEM_FRACTION is '{value}'; .*, or unset it$"):
+        _ = device_spec("NVIDIA A100-SXM4-80GB").available_bytes
