@@ -30,7 +30,7 @@ class DeviceSpec:
     """Bytes/s that a device sends in a ring along one mesh axis: two links of a TPU's torus, one in
     each direction, or a GPU's NVLink in one direction."""
     network_bandwidth: float
-    """Bytes/s to other slices, or to other hosts of GPUs."""
+    """Bytes/s to other slices, or through a GPU's own adapter to other hosts of GPUs."""
 
     @property
     def is_gpu(self) -> bool:

@@ -90,7 +90,8 @@ def plan_decode(
     counted: list[float | None] = [None, None, None]
     at_peak: list[plan.Roofline | None] = [None, None]
     if text is not None:
-        prompt, both = (account(text, dict(mesh.shape), unknown_rounds=n) for n in (0, 1))
+        shape, hosts = dict(mesh.shape), plan.hosts_of(mesh)
+        prompt, both = (account(text, shape, hosts=hosts, unknown_rounds=n) for n in (0, 1))
         flops = plan.flops_of(prompt, config.model), plan.flops_of(both, config.model)
         counted = [flops[0], flops[1] - flops[0], both.memory_bytes - prompt.memory_bytes]
         if chip is not None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flax_transformers.planning.hlo_text import (
@@ -61,6 +62,8 @@ class Collective:
     arrays: tuple[Array, ...]
     """The communicated arrays, unsharded."""
     op_name: str
+    per_host: int | None = None
+    """Devices of a group on one host, where groups reach over several of the given hosts."""
 
     @property
     def bytes(self) -> float:
@@ -105,15 +108,18 @@ class HloCost:
     """Loops whose trip count cannot be read."""
 
 
-def account(text: str, mesh: Mapping[str, int], *, unknown_rounds: int = 1) -> HloCost:
+def account(
+    text: str, mesh: Mapping[str, int], *, hosts: Sequence[int] = (), unknown_rounds: int = 1
+) -> HloCost:
     """Count the cost of ``text``, an optimised HLO module, on each device of ``mesh``.
 
-    ``mesh`` gives the size of each axis, in the order of the devices. Loops whose trip count cannot
-    be read count as ``unknown_rounds``. Raises ValueError for a text that is not a module.
+    ``mesh`` gives the size of each axis, in the order of the devices, and ``hosts`` the host of
+    each device, if links between hosts are others than those within one. Loops whose trip count
+    cannot be read count as ``unknown_rounds``. Raises ValueError for a text that is not a module.
     """
     module = parse_module(text)
     found = HloCost(num_instructions=module.num_instructions)
-    _Walk(module, dict(mesh), found, unknown_rounds).computation(module.entry, 1)
+    _Walk(module, dict(mesh), hosts, found, unknown_rounds).computation(module.entry, 1)
     return found
 
 
@@ -123,6 +129,7 @@ class _Walk:
 
     module: Module
     mesh: dict[str, int]
+    hosts: Sequence[int]
     found: HloCost
     unknown_rounds: int
 
@@ -209,8 +216,9 @@ class _Walk:
             return
         if kind == "all-gather":
             moved = [Array(a.dtype, (members, *a.shape), a.space) for a in moved]
+        axes, per_host = self._axes(groups), self._per_host(groups)
         self.found.collectives.append(
-            Collective(kind, self._axes(groups), members, runs, tuple(moved), one.op_name)
+            Collective(kind, axes, members, runs, tuple(moved), one.op_name, per_host)
         )
 
     def _between_slices(self, one: Instruction, inside: Computation, runs: int) -> None:
@@ -236,6 +244,11 @@ class _Walk:
             if any(len(different) > 1 for different in indices):
                 differing.append(name)
         return tuple(differing)
+
+    def _per_host(self, groups: list[list[int]]) -> int | None:
+        """As in ``Collective``; of the groups with the fewest, which are the slowest."""
+        hosts = [Counter(self.hosts[device] for device in group) for group in groups if self.hosts]
+        return min((max(one.values()) for one in hosts if len(one) > 1), default=None)
 
     def _traffic(self, one: Instruction, inside: Computation) -> float:
         """Bytes that one run of an instruction reads from and writes to main memory."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.placement import base_keeps_logits
@@ -169,7 +170,7 @@ def plan(
     if hlo is not None and text is not None:
         write_text(epath.Path(hlo.absolute()), text)
     memory = _memory(trainer, abstract_batch(config, phase), compiled, needed, chip)
-    found = None if text is None else account(text, dict(mesh.shape))
+    found = None if text is None else account(text, dict(mesh.shape), hosts=hosts_of(mesh))
     model_flops = phase_flops(config, phase) / mesh.size
     program_flops = None if found is None else flops_of(found, config.model)
     at_peak = None
@@ -365,13 +366,29 @@ def roofline(found: HloCost, program_flops: float, chip: DeviceSpec) -> Roofline
     interconnect: dict[str, float] = {}
     for one in found.collectives:
         name = "+".join(one.axes)
-        bandwidth = chip.network_bandwidth if one.axes == (SLICES,) else chip.ring_bandwidth
-        interconnect[name] = interconnect.get(name, 0.0) + one.sent_bytes / bandwidth
+        interconnect[name] = interconnect.get(name, 0.0) + one.sent_bytes / _bandwidth(one, chip)
     return Roofline(
         compute=program_flops / chip.peak_flops,
         memory=found.memory_bytes / chip.memory_bandwidth,
         interconnect=interconnect,
     )
+
+
+def hosts_of(mesh: Mesh) -> list[int]:
+    """The host of each device, for GPUs; the torus of a TPU slice joins its hosts."""
+    if mesh.devices.flat[0].platform == "tpu":
+        return []
+    return [device.process_index for device in mesh.devices.flat]
+
+
+def _bandwidth(one: Collective, chip: DeviceSpec) -> float:
+    """Bytes/s that a device sends. Each GPU of a host has a network adapter, and of a group on
+    several hosts they all work for it, each in a ring of its own."""
+    if one.axes == (SLICES,):
+        return chip.network_bandwidth
+    if one.per_host is None:
+        return chip.ring_bandwidth
+    return min(chip.ring_bandwidth, one.per_host * chip.network_bandwidth)
 
 
 def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:

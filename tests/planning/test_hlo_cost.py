@@ -70,6 +70,26 @@ ENTRY %main (g: bf16[8,4]) -> bf16[8,4] {
     assert one.sent_bytes == 2 * (2 * 8 * 4) * 3 / 4
 
 
+@pytest.mark.parametrize(
+    ("groups", "hosts", "per_host"),
+    [
+        ("replica_groups={{0,1},{2,3}}", [0, 0, 1, 1], None),
+        ("replica_groups={{0,2},{1,3}}", [0, 0, 1, 1], 1),
+        ("replica_groups={{0,1,2,3}}", [0, 0, 1, 1], 2),
+        ("replica_groups={{0,1,2,3}}", [], None),
+    ],
+)
+def test_a_collective_knows_whether_its_groups_reach_over_hosts(groups, hosts, per_host):
+    text = f"""
+ENTRY %main (g: bf16[8,4]) -> bf16[8,4] {{
+  %g = bf16[8,4]{{1,0}} parameter(0)
+  ROOT %sum = bf16[8,4]{{1,0}} all-reduce(%g), {groups}, to_apply=%add
+}}
+"""
+    (one,) = account(text, {"data": 2, "fsdp": 2}, hosts=hosts).collectives
+    assert one.per_host == per_host
+
+
 def test_a_loop_of_a_tpu_program_counts_as_often_as_it_runs():
     found = account(TPU, MESH)
     assert not found.unknown

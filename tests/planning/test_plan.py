@@ -13,9 +13,10 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.distillation.objectives import DistilledSequenceClassification
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning import plan as module
-from flax_transformers.planning.hlo_cost import KernelCall, account
+from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.plan import (
     GIB,
@@ -279,6 +280,17 @@ def test_what_is_advised_is_a_mesh_that_there_can_be():
     full = a_plan(state=50 * GIB, rest=GIB)
     found = dataclasses.replace(full, devices=16, mesh={"data": 1, "fsdp": 2, "tensor": 8})
     assert "as many devices" in advice(found)
+
+
+@pytest.mark.parametrize(
+    ("axes", "per_host", "gigabytes"),
+    [(("data",), 1, 50), (("data",), 2, 100), (("data",), 16, 450), (("data",), None, 450),
+     ((SLICES,), None, 50)],
+)  # fmt: skip
+def test_gpus_of_several_hosts_send_through_their_network_adapters(axes, per_host, gigabytes):
+    sum_ = Collective("all-reduce", axes, 2, 1, (Array("bf16", (2**20,)),), "", per_host)
+    found = module.roofline(HloCost(collectives=[sum_]), 0.0, device_spec("NVIDIA H100 80GB"))
+    assert found.step == pytest.approx(2 * 2**20 / (gigabytes * 1e9))
 
 
 def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
