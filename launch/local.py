@@ -6,8 +6,8 @@ Each process runs ``python -m flax_transformers`` with the arguments after ``--`
 environment variables that join the processes into one job. If a process fails, the launcher ends
 the others and restarts all of them from the newest checkpoint, at most ``--max-restarts`` times,
 after 1, 2, 4 ... 60 seconds. Exit codes are those of ``flax-transformers``: 0 done, 2 a user error
-(not restarted), 42 stopped on request after saving (restarted with ``--requeue``). The launcher
-forwards SIGTERM and Ctrl-C.
+(not restarted), 42 stopped on request after saving (restarted with ``--requeue``, as often as it
+happens). The launcher forwards SIGTERM and Ctrl-C.
 
 Requires Linux and, for several processes, prepared data (``flax-transformers prepare``). Uses only
 Python's standard library.
@@ -161,10 +161,13 @@ def main() -> int:
             return exit_code
         if exit_code == PREEMPTED and not arguments.requeue:
             return exit_code
+        if exit_code == PREEMPTED:
+            _say(f"exit codes {codes}; restart after a preemption")
+            continue
         if restarts == arguments.max_restarts:
             _say(f"exit codes {codes}; gave up after {restarts} restart(s)")
             return exit_code
-        pause = 0.0 if exit_code == PREEMPTED else min(LONGEST_PAUSE, 2.0**restarts)
+        pause = min(LONGEST_PAUSE, 2.0**restarts)
         restarts += 1
         _say(f"exit codes {codes}; restart {restarts} of {arguments.max_restarts} in {pause:.0f} s")
         wake = time.monotonic() + pause

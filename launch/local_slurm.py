@@ -268,7 +268,7 @@ def prepare(folder: Path) -> None:
     program.chmod(0o755)
     os.environ |= {
         "FLAX_TRANSFORMERS": str(program),
-        "MAX_RESTARTS": "3",
+        "MAX_RESTARTS": "2",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         # The node names cannot be resolved.
@@ -335,7 +335,9 @@ def test_time_limit_and_lost_tasks(folder: Path) -> None:
     check_resumed(job, restarts=3)
 
     kill_one_task(job, restarts=3)
+    # Of the three restarts, that at the time limit does not count.
     wait_for("  MAX_RESTARTS reached: FAILED", lambda: job.has(JobState="FAILED", Restarts="3"))
+    wait_for("  and the log says so", lambda: job.has_logged("gave up after 3 failures"))
 
 
 def test_user_error(folder: Path) -> None:

@@ -5,7 +5,8 @@
 #         configs/gpt2_small.py --workdir /shared/runs/gpt2
 #
 # Two minutes before the limit, and on preemption, the job saves, ends with exit code 42 and is
-# requeued. A failed job is requeued at most MAX_RESTARTS times; a user error (exit code 2) never.
+# requeued. A failed job is requeued at most MAX_RESTARTS times, which are counted in
+# .slurm-failures-JOB of this folder; a user error (exit code 2) never.
 # python launch/local_slurm.py tests all of this on one machine.
 #
 # Requires one task per GPU, a file system that all nodes share (for --workdir, --data.store and this
@@ -63,10 +64,22 @@ if [ "$code" = 0 ]; then
 fi
 
 echo "exit code $code after ${SLURM_RESTART_COUNT:-0} restart(s)"
+failures_file=.slurm-failures-$SLURM_JOB_ID
 case $code in
-0 | "$USER_ERROR") exit "$code" ;;
+0 | "$USER_ERROR")
+    rm -f "$failures_file"
+    exit "$code"
+    ;;
+"$PREEMPTED") ;; # saved, and no failure
+*)
+    failures=$(($(cat "$failures_file" 2>/dev/null || echo 0) + 1))
+    if [ "$failures" -gt "$MAX_RESTARTS" ]; then
+        echo "gave up after $failures failures; submit the job again to resume" >&2
+        rm -f "$failures_file"
+        exit "$code"
+    fi
+    echo "$failures" >"$failures_file"
+    ;;
 esac
-if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+scontrol requeue "$SLURM_JOB_ID"
 exit "$code"

@@ -73,9 +73,16 @@ while true; do
     code=0
     on_all "cd flax_transformers && JAX_PLATFORMS=tpu JAX_COMPILATION_CACHE_DIR=\$HOME/compiled \
         LIBTPU_INIT_ARGS='$FLAGS' .venv/bin/flax-transformers$arguments" || code=$?
-    if [ "$code" = 0 ] || [ "$code" = 2 ] || [ "$restarts" = "$MAX_RESTARTS" ]; then exit "$code"; fi
-    restarts=$((restarts + 1))
-    echo "exit code $code; restart $restarts of $MAX_RESTARTS"
+    if [ "$code" = 0 ] || [ "$code" = 2 ]; then exit "$code"; fi
+    if [ "$code" = 42 ]; then # stopped on request, saved: no failure
+        echo "exit code $code; restart after a preemption"
+    elif [ "$restarts" = "$MAX_RESTARTS" ]; then
+        echo "exit code $code; gave up after $restarts restart(s); run this again to resume" >&2
+        exit "$code"
+    else
+        restarts=$((restarts + 1))
+        echo "exit code $code; restart $restarts of $MAX_RESTARTS"
+    fi
     # A process that waits for a lost host keeps its TPU allocated.
     # The brackets keep pkill from matching its own shell.
     on_all "pkill -TERM -f '[.]venv/bin/flax-transformers'; sleep 10; pkill -KILL -f '[.]venv/bin/flax-transformers'; true" || true

@@ -146,6 +146,15 @@ def test_a_preempted_job_ends_or_is_requeued(launch, tmp_path, options, code, tr
     assert (job.returncode, attempts(tmp_path)) == (code, tries)
 
 
+def test_preemptions_do_not_use_up_the_restarts_of_failures(launch, tmp_path):
+    body = "sys.exit([42, 42, 75, 42, 0][attempt])"
+    job = launch(body, "--requeue", "--max-restarts", "1", processes=1)
+    out, _ = job.communicate(timeout=60)
+    assert (job.returncode, attempts(tmp_path)) == (0, 5)
+    assert out.count("restart after a preemption") == 3
+    assert "exit codes [75]; restart 1 of 1 in 1 s" in out
+
+
 def test_a_request_to_stop_reaches_all_processes_and_is_not_a_failure(launch, tmp_path):
     # Process 1 has no handler for SIGTERM yet.
     job = launch("if index == 0:\n    signal.signal(signal.SIGTERM, saves)\nsleep()")

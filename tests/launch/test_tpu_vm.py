@@ -32,13 +32,18 @@ exit "$(cat "$HOME/code" 2>/dev/null || echo 0)"
 """
 
 
+NOTHING = "#!/bin/bash\n"
+
+
 @pytest.fixture
 def launch(tmp_path):
     """Runs the script in a folder of the given name; returns the process and the VM's folder."""
     tools, vm, temporary = tmp_path / "tools", tmp_path / "vm", tmp_path / "tmp"
     for folder in (tools, vm, temporary):
         folder.mkdir()
-    for name, text in (("gcloud", GCLOUD), ("uv", UV), ("trainer", TRAINER)):
+    # The VM is this machine, where no process may be killed.
+    nothing = {"pkill": NOTHING, "sleep": NOTHING}
+    for name, text in ({"gcloud": GCLOUD, "uv": UV, "trainer": TRAINER} | nothing).items():
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
 
@@ -83,6 +88,17 @@ def test_a_user_error_is_not_retried(launch):
     (vm / "arguments").unlink()
     done, _ = launch("other", "doctor")
     assert (done.returncode, (vm / "arguments").read_text()) == (2, "doctor\n")
+
+
+def test_preemptions_do_not_use_up_the_restarts_of_failures(launch, tmp_path):
+    codes = tmp_path / "codes"
+    codes.write_text("42\n75\n42\n75\n")
+    trainer = '#!/bin/bash\ncode=$(head -n 1 "$CODES"); sed -i 1d "$CODES"; exit "${code:-0}"\n'
+    (tmp_path / "tools" / "trainer").write_text(trainer)
+    done, _ = launch("plain", "train", "own.py", MAX_RESTARTS="1", CODES=str(codes))
+    assert (done.returncode, codes.read_text()) == (75, "")
+    assert done.stdout.count("restart after a preemption") == 2
+    assert "exit code 75; gave up after 1 restart(s); run this again to resume" in done.stderr
 
 
 def test_a_file_of_another_user_in_the_temporary_folder_is_not_written(launch, tmp_path):

@@ -1,0 +1,61 @@
+"""What launch/slurm.sh does after its tasks have ended, with fake srun and scontrol."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
+TOOLS = {
+    "srun": 'exit "$(cat code)"',
+    "scontrol": 'echo "$@" >> requeued',
+    "scancel": "true",
+}
+
+
+@pytest.fixture
+def end(tmp_path):
+    """Runs the script once, its tasks ending with the given code."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in TOOLS.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(stat.S_IRWXU)
+
+    def run(code: int, *, restarts: int = 0):
+        (tmp_path / "code").write_text(str(code))
+        (tmp_path / "requeued").write_text("")
+        done = subprocess.run(
+            ["bash", SCRIPT, "bert_tiny", "--workdir", "run"],
+            cwd=tmp_path,
+            env=os.environ
+            | {"PATH": f"{tools}:{os.environ['PATH']}", "PREFLIGHT": "0", "MAX_RESTARTS": "2"}
+            | {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code
+        return (tmp_path / "requeued").read_text() == "requeue 7\n", done.stderr
+
+    return run
+
+
+def test_preemptions_do_not_use_up_the_restarts_of_failures(end):
+    assert end(42, restarts=100) == (True, "")
+    assert end(75) == (True, "")
+    assert end(42) == (True, "")
+    assert end(1) == (True, "")
+    assert end(42) == (True, "")
+    assert end(75) == (False, "gave up after 3 failures; submit the job again to resume\n")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_job_that_is_done_or_a_user_error_is_not_requeued(end, tmp_path, code):
+    assert end(75) == (True, "")
+    assert end(code) == (False, "")
+    assert not list(tmp_path.glob(".slurm-failures*"))
