@@ -7,7 +7,7 @@ Data:      TFDS c4/en, in place of the paper's 160 GB, which are not public as a
 Expected:  not run. The published model, which was trained as a discriminator, reaches 90.6 % on
            MNLI after fine-tuning (arXiv:2111.09543)
 Planned:   not run. --topology v5e:16x16: 6.5 of 15.75 GiB per chip, a step time of at least
-           0.761 s, an MFU of at most 7.1 %: it is bound by memory
+           0.761 s, an MFU of at most 7.8 %: it is bound by memory
            bandwidth, because attention holds float32 scores of all 2 T - 1 distances
 
 Differences from the original: it predicts masked tokens, as version 2 did (arXiv:2006.03654), and

@@ -323,6 +323,11 @@ class DebertaV2Config(TextConfig):
             )
 
     @property
+    def attention_width(self) -> int:
+        """Each term with positions has the products of scores, half of those of attention."""
+        return super().attention_width * (2 + len(self.position_terms)) // 2
+
+    @property
     def longest_distance(self) -> int:
         """Distance at the end of the logarithmic scale."""
         return self.max_relative_positions or self.max_positions or 0

@@ -331,6 +331,19 @@ def test_the_decoder_of_a_classifier_reads_the_source_and_an_encoder_alone_has_n
     assert tagged == 3 * (2 * rows * length * weights + 4 * pairs)
 
 
+def test_scores_of_content_and_position_count_like_those_of_content():
+    def flops(*terms):
+        model = tiny_architecture("DebertaV2ForMaskedLM", position_terms=terms)
+        config = dataclasses.replace(CONFIG, model=model)
+        return phase_flops(config, config.phases[0]), model
+
+    (none, model), (one, _), (both, _) = flops(), flops("c2p"), flops("c2p", "p2c")
+    rows, length = 16, 32
+    scores = 2 * rows * length * length * model.hidden_size * model.num_layers
+    assert one - none == 3 * scores
+    assert both - none == 2 * 3 * scores
+
+
 @pytest.mark.parametrize("window", [8, 32, None])
 def test_only_keys_within_a_window_count(window):
     model = MistralConfig(
