@@ -9,6 +9,9 @@ appendix B, with the two refinements at the end):
   token that passes through it.
 - Attention scores and their weighted sum of values each cost 2 FLOPs per query, key and unit of
   width forward: 12 with the backward pass.
+- A weight that is not trained costs 4: it has no gradient, but passes on that of its output. Below
+  everything that is trained nothing is passed on: such a weight costs 2, and attention a third. A
+  kernel with low-rank adapters counts as trained.
 - What is computed twice (rematerialisation) counts once.
 - Refinement 1: causal attention counts half, since the mathematics needs half of the pairs,
   whether or not a kernel skips the others.
@@ -39,9 +42,9 @@ def mfu(
 def transformer_matmul_flops(
     *,
     tokens: int,
-    matmul_parameters: int,
+    matmul_parameters: float,
     num_layers: int,
-    attention_width: int,
+    attention_width: float,
     key_length: float,
     causal: bool,
     head_tokens: int = 0,

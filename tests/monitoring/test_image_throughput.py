@@ -13,6 +13,7 @@ from flax_transformers.families.mae import MaeConfig
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.throughput import StepReport
+from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config
 from flax_transformers.training.config import ImagePhase
@@ -31,10 +32,10 @@ SMALL = {
 }
 
 
-def flops(model, image_size=SIDE):
+def flops(model, image_size=SIDE, **changes):
     phase = ImagePhase(steps=1, image_size=image_size, batch_size=BATCH)
     config = dataclasses.replace(tiny_config("text.txt", "store"), model=model, phases=(phase,))
-    return phase_flops(config, phase)
+    return phase_flops(dataclasses.replace(config, **changes), phase)
 
 
 def layers(tokens, count, width, inner):
@@ -50,6 +51,15 @@ def test_patches_and_class_token_pass_through_the_layers_and_one_vector_through_
     assert flops(ViTConfig(**SMALL)) == BATCH * one
     two = patching + layers(PATCHES + 2, LAYERS, WIDTH, INNER) + 2 * head
     assert flops(DeiTConfig(**SMALL)) == BATCH * two
+
+
+def test_below_a_linear_probe_there_is_only_a_forward_pass():
+    patching = 6 * PATCHES * PATCH * PATCH * CHANNELS * WIDTH
+    body = patching + layers(PATCHES + 1, LAYERS, WIDTH, INNER)
+    probe = AdamW(frozen=("embeddings", "stack", "final_norm"))
+    head = 6 * WIDTH * LABELS
+    found = flops(ViTConfig(**SMALL), optimizer=probe)
+    assert found == pytest.approx(BATCH * (body / 3 + head))
 
 
 def test_an_image_twice_as_large_has_four_times_the_patches():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.errors import UserError
 from flax_transformers.families.mistral import MistralConfig
 from flax_transformers.families.modernbert import ModernBertConfig
@@ -329,6 +330,34 @@ def test_the_decoder_of_a_classifier_reads_the_source_and_an_encoder_alone_has_n
         leaf.size for name, leaf in flatten_dict(params).items() if name[-1] == "kernel"
     )  # fmt: skip
     assert tagged == 3 * (2 * rows * length * weights + 4 * pairs)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "weights", "attention", "transform", "table"),
+    [
+        (("words", "embeddings"), 6, 12, 6, 4),  # the tied table passes gradients on
+        (("*/kernel",), 4, 12, 4, 6),  # tables, and biases of all layers, are trained
+        (("words", "embeddings", "stack"), 2, 4, 6, 4),
+    ],
+)
+def test_frozen_weights_have_no_gradients(frozen, weights, attention, transform, table):
+    model = tiny_bert(vocab_size=384)
+    config = dataclasses.replace(CONFIG, model=model, optimizer=AdamW(frozen=frozen))
+    rows, length, width, inner, chosen = 16, 32, 32, 64, 4
+    expected = weights * 2 * rows * length * (4 * width**2 + 2 * width * inner)
+    expected += attention * 2 * rows * length * length * width
+    expected += rows * chosen * width * (transform * width + table * 384)
+    assert phase_flops(config, config.phases[0]) == pytest.approx(expected)
+
+
+def test_kernels_with_adapters_count_as_trained_and_others_pass_gradients_on():
+    model = tiny_bert(vocab_size=384)
+    config = dataclasses.replace(CONFIG, model=model, lora=LoraConfig(rank=2))
+    rows, length, width, inner, chosen = 16, 32, 32, 64, 4
+    expected = 2 * rows * length * (2 * 6 * width**2 + 2 * 4 * width**2 + 4 * 2 * width * inner)
+    expected += 12 * 2 * rows * length * length * width
+    expected += 4 * rows * chosen * width * (width + 384)
+    assert phase_flops(config, config.phases[0]) == pytest.approx(expected)
 
 
 def test_scores_of_content_and_position_count_like_those_of_content():
