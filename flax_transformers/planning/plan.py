@@ -11,23 +11,26 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.placement import base_keeps_logits
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import base_keeps_logits, boxed_shapes
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
 from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
-from flax_transformers.parallel.rules import batch_sharding
+from flax_transformers.parallel.rules import batch_sharding, parameter_shardings
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
+from flax_transformers.pretrained import describe_pretrained, find_pretrained, is_checkpoint
 from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
@@ -53,6 +56,8 @@ class Memory:
     parameters: int
     optimizer: int
     """Optimizer state, and the EMA of the parameters if there is one."""
+    others: int | None
+    """Parameters of a reference or a teacher; None without one, and if its config is not there."""
     batch: int
     padding: int | None
     """Padding of arguments to the tiles of the device."""
@@ -68,7 +73,7 @@ class Memory:
     @property
     def state(self) -> int:
         """Bytes that stay allocated between steps."""
-        return self.parameters + self.optimizer
+        return self.parameters + self.optimizer + (self.others or 0)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def plan(
     config = replace(config, compute=compute)
     mesh = checked_mesh(config, devices)
     trainer = make_trainer(config, mesh)
+    others, note = _other_models(config, trainer)
     chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()
     lowered = lower_train_step(config, trainer, phase)
@@ -169,7 +175,7 @@ def plan(
     compiled_after = time.perf_counter() - started
     if hlo is not None and text is not None:
         write_text(epath.Path(hlo.absolute()), text)
-    memory = _memory(trainer, abstract_batch(config, phase), compiled, needed, chip)
+    memory = _memory(trainer, others, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape), hosts=hosts_of(mesh))
     model_flops = phase_flops(config, phase) / mesh.size
     program_flops = None if found is None else flops_of(found, config.model)
@@ -197,10 +203,7 @@ def plan(
         instructions=None if found is None else found.num_instructions,
         lower_seconds=lowered_after,
         compile_seconds=compiled_after - lowered_after,
-        notes=(
-            *_notes(found, unreadable=compiled is not None and text is None),
-            *_other_models(config, trainer),
-        ),
+        notes=(*_notes(found, unreadable=compiled is not None and text is None), *note),
     )
 
 
@@ -251,6 +254,7 @@ def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
 
 def _memory(
     trainer: Trainer,
+    others: int | None,
     batch: dict[str, jax.ShapeDtypeStruct],
     compiled: jax.stages.Compiled | None,
     needed: int | None,
@@ -266,7 +270,9 @@ def _memory(
     )
     available = None if chip is None else chip.available_bytes
     if compiled is None:
-        return Memory(parameters, optimizer, rows, None, None, None, None, needed or 0, available)
+        total = (needed or 0) + (others or 0)
+        rest = None, None, None, None
+        return Memory(parameters, optimizer, others, rows, *rest, total, available)
     found: Any = compiled.memory_analysis()
     output = found.output_size_in_bytes - found.alias_size_in_bytes
     temporaries, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
@@ -276,12 +282,13 @@ def _memory(
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
+        others=others,
         batch=rows,
         padding=max(0, found.argument_size_in_bytes - parameters - optimizer - rows),
         temporaries=temporaries,
         output=output,
         program=found.generated_code_size_in_bytes,
-        total=arguments + temporaries + output + found.generated_code_size_in_bytes,
+        total=arguments + temporaries + output + found.generated_code_size_in_bytes + (others or 0),
         available=available,
     )
 
@@ -401,14 +408,30 @@ def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _other_models(config: TrainConfig, trainer: Trainer) -> Iterator[str]:
-    """Models that a run holds beside the one that it trains, which no step has as arguments."""
-    if getattr(config.objective, "teacher", None) is not None:
-        yield "the parameters of the teacher and its own step need further memory"
+def _other_models(config: TrainConfig, trainer: Trainer) -> tuple[int | None, tuple[str, ...]]:
+    """Bytes on each device of the model that a run holds beside the one that it trains, which no
+    step has as an argument, and notes on it."""
+    teacher = getattr(config.objective, "teacher", None)
+    if teacher is not None:
+        if not (is_checkpoint(teacher) or Path(teacher).is_dir()):
+            return None, (f"the parameters of {teacher} and its own step need further memory",)
+        theirs = describe_pretrained(find_pretrained(teacher))
+        boxed = boxed_shapes(build_model(theirs))
+        return placed_bytes(boxed, trainer.mesh), ("the teacher's own step needs further memory",)
     needs_reference = getattr(config.objective, "needs_reference", False)
     if needs_reference and not base_keeps_logits(trainer.adapters, trainer.model):
-        size = bytes_on_device(trainer.abstract_params) / GIB
-        yield f"the reference model needs {size:.2f} GiB more on each device"
+        return bytes_on_device(trainer.abstract_params), ()
+    return None, ()
+
+
+def placed_bytes(boxed: Any, mesh: Mesh) -> int:
+    """Bytes on each device of a model with parameters of the ``boxed`` shapes."""
+    leaves = jax.tree.leaves(nn.meta.unbox(boxed))
+    shardings = jax.tree.leaves(parameter_shardings(boxed, mesh))
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(leaves, shardings, strict=True)
+    )
 
 
 def advice(found: StepPlan) -> str:

@@ -5,13 +5,16 @@ import functools
 import hashlib
 import re
 
+import flax.linen as nn
 import jax
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.data.dataset import prepare
 from flax_transformers.distillation.objectives import DistilledSequenceClassification
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -146,7 +149,8 @@ def test_one_cpu_is_planned_in_the_dtype_that_a_new_run_takes(config, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_student_is_planned_with_the_logits_of_its_teacher(config):
+@pytest.mark.full
+def test_a_student_is_planned_with_its_teacher_and_the_logits_of_it(config, tmp_path):
     objective = DistilledSequenceClassification(teacher="runs/teacher")
     model = tiny_bert(architecture="BertForSequenceClassification", num_labels=3)
     config = dataclasses.replace(config, model=model, objective=objective)
@@ -154,11 +158,21 @@ def test_a_student_is_planned_with_the_logits_of_its_teacher(config):
     logits = abstract_batch(config, phase)["teacher_logits"]
     assert (logits.shape, logits.dtype) == ((phase.batch_size, 3), "float32")
     found = planned(config, "cpu:1")
-    assert found.notes == ("the parameters of the teacher and its own step need further memory",)
+    assert found.memory.others is None
+    assert found.notes == ("the parameters of runs/teacher and its own step need further memory",)
+    # A wider model than the student.
+    theirs = build_model(dataclasses.replace(model, hidden_size=64))
+    params = theirs.init(jax.random.key(0), jax.numpy.zeros((1, 4), int))["params"]
+    ft.save_pretrained(tmp_path / "teacher", theirs, nn.meta.unbox(params))
+    there = dataclasses.replace(objective, teacher=str(tmp_path / "teacher"))
+    counted = planned(dataclasses.replace(config, objective=there), "cpu:1")
+    assert counted.memory.others == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert counted.memory.total == found.memory.total + counted.memory.others
+    assert counted.notes == ("the teacher's own step needs further memory",)
 
 
 @pytest.mark.slow
-def test_the_memory_of_a_reference_is_named(config):
+def test_the_memory_of_a_reference_is_counted(config):
     rollouts = Rollouts(rewards=(ExactAnswer(),), completion_length=4)
     objective = GroupRelativePolicy(rollouts=rollouts, kl_coefficient=0.1)
     config = dataclasses.replace(
@@ -167,8 +181,11 @@ def test_the_memory_of_a_reference_is_named(config):
         objective=objective,
         data=Problems(),
     )
-    (note,) = planned(config, "cpu:1").notes
-    assert note.startswith("the reference model needs 0.00 GiB more")
+    found = planned(config, "cpu:1").memory
+    assert found.others == found.parameters > 0
+    assert found.state == found.others + found.parameters + found.optimizer
+    parts = [found.batch, found.padding, found.temporaries, found.output, found.program]
+    assert found.total == pytest.approx(found.state + sum(parts), rel=0.01)
 
 
 def test_a_program_that_jax_cannot_parse_is_read_from_the_compilers_dump(config, monkeypatch):
@@ -227,7 +244,7 @@ def test_what_does_not_fit_a_chip_is_a_plan_that_says_so(config):
 
 def a_plan(*, state, rest, remat="full", fsdp=4, rows=64, devices=16):
     memory = Memory(
-        state // 3, state - state // 3, 0, None, None, None, None, state + rest, 16 * GIB
+        state // 3, state - state // 3, None, 0, None, None, None, None, state + rest, 16 * GIB
     )
     return StepPlan(
         topology="v5e:4x4", devices=devices, chip="TPU v5 lite",
