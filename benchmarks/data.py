@@ -44,6 +44,7 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.encoding import encode_sentences
 from flax_transformers.data.tokenizers.load import Kind, TokenizerConfig, train_tokenizer
 from flax_transformers.data.tokenizers.sentences import split_sentences
+from flax_transformers.monitoring.device_specs import device_spec
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.denoising import Denoising
@@ -57,7 +58,6 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.span_corruption import BYT5_MEAN_SPAN, SpanCorruption
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.setup import phase_flops
 

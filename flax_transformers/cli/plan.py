@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from flax_transformers.models.config import TransformerConfig
     from flax_transformers.planning import plan as plans
     from flax_transformers.planning.decode import DecodePlan
     from flax_transformers.training.config import TrainConfig
@@ -86,6 +87,7 @@ class Plan:
             ) from None
         if self.search and self.hlo is not None:
             raise UserError("--hlo writes one program and --search compiles many; give one of them")
+        teacher = teacher_of(config)
         if self.search:
             names = partial(settings, config, self.phase % len(config.phases))
             ranked = search(
@@ -95,10 +97,11 @@ class Plan:
                 self.topology,
                 limit=self.search_limit,
                 on_plan=lambda found: print(f"{names(found)}: {outcome(found)}", flush=True),
+                teacher=teacher,
             )
             show_ranked(ranked, names)
         else:
-            ranked = [plan(config, phase, devices, self.topology, hlo=self.hlo)]
+            ranked = [plan(config, phase, devices, self.topology, hlo=self.hlo, teacher=teacher)]
         show(ranked[0])
         if self.json is not None:
             figures = [as_json(one) for one in ranked]
@@ -151,6 +154,16 @@ def _with_initial_model(config: TrainConfig, overrides: Sequence[str]) -> TrainC
         print(f"the model of the config is planned: {error}", file=sys.stderr)
         return config
     return with_initial_model(config, overrides)
+
+
+def teacher_of(config: TrainConfig) -> TransformerConfig | None:
+    """The model that an objective learns from, if it is on this machine."""
+    from flax_transformers.pretrained import describe_pretrained, find_pretrained, is_checkpoint
+
+    path = getattr(config.objective, "teacher", None)
+    if path is None or not (is_checkpoint(path) or Path(path).is_dir()):
+        return None
+    return describe_pretrained(find_pretrained(path))
 
 
 def write_json(file: Path, figures: Any) -> None:

@@ -18,12 +18,12 @@ appendix B, with the two refinements at the end):
 - Refinement 2: a weight counts for the tokens that need it. Logits for masked positions only cost
   6 FLOPs per weight and *masked* position; a router's unused experts cost nothing.
 
-Peak FLOPs are those of ``parallel.device_specs``.
+Peak FLOPs are those of ``monitoring.device_specs``.
 """
 
 from __future__ import annotations
 
-from flax_transformers.parallel.device_specs import device_spec
+from flax_transformers.monitoring.device_specs import device_spec
 
 
 def mfu(

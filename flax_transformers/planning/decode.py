@@ -23,7 +23,7 @@ from flax_transformers.generation.loop import Endings, TextLimits
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import EncoderDecoderConfig
 from flax_transformers.models.layers.stack import separate_layers
-from flax_transformers.parallel.device_specs import device_spec
+from flax_transformers.monitoring.device_specs import device_spec
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.planning import plan
 from flax_transformers.planning.hlo_cost import account

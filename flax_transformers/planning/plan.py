@@ -25,12 +25,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.placement import base_keeps_logits, boxed_shapes
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
-from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
+from flax_transformers.monitoring.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.rules import batch_sharding, parameter_shardings
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
-from flax_transformers.pretrained import describe_pretrained, find_pretrained, is_checkpoint
 from flax_transformers.storage.workdir import write_text
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.dummy_batch import abstract_batch
@@ -152,10 +151,12 @@ def plan(
     topology: str,
     *,
     hlo: Path | None = None,
+    teacher: TransformerConfig | None = None,
 ) -> StepPlan:
     """Compile the training step of ``phase`` for ``devices``, which need not be present.
 
-    The optimised program is also written to ``hlo``, if given.
+    The optimised program is also written to ``hlo``, if given. The parameters of a ``teacher`` are
+    counted.
 
     ``phase`` is one of the config's. Raises UserError for a config that could not run: a mesh that
     does not fit the devices, or does not divide a batch of a phase or of the evaluation, or a model
@@ -166,7 +167,7 @@ def plan(
     config = replace(config, compute=compute)
     mesh = checked_mesh(config, devices)
     trainer = make_trainer(config, mesh)
-    others, note = _other_models(config, trainer)
+    others, note = _other_models(config, trainer, teacher)
     chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()
     lowered = lower_train_step(config, trainer, phase)
@@ -408,16 +409,17 @@ def _notes(found: HloCost | None, unreadable: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _other_models(config: TrainConfig, trainer: Trainer) -> tuple[int | None, tuple[str, ...]]:
+def _other_models(
+    config: TrainConfig, trainer: Trainer, teacher: TransformerConfig | None
+) -> tuple[int | None, tuple[str, ...]]:
     """Bytes on each device of the model that a run holds beside the one that it trains, which no
     step has as an argument, and notes on it."""
-    teacher = getattr(config.objective, "teacher", None)
+    path = getattr(config.objective, "teacher", None)
     if teacher is not None:
-        if not (is_checkpoint(teacher) or Path(teacher).is_dir()):
-            return None, (f"the parameters of {teacher} and its own step need further memory",)
-        theirs = describe_pretrained(find_pretrained(teacher))
-        boxed = boxed_shapes(build_model(theirs))
+        boxed = boxed_shapes(build_model(teacher))
         return placed_bytes(boxed, trainer.mesh), ("the teacher's own step needs further memory",)
+    if path is not None:
+        return None, (f"the parameters of {path} and its own step need further memory",)
     needs_reference = getattr(config.objective, "needs_reference", False)
     if needs_reference and not base_keeps_logits(trainer.adapters, trainer.model):
         return bytes_on_device(trainer.abstract_params), ()

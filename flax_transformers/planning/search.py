@@ -16,7 +16,7 @@ import jax
 
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.parallel.device_specs import DeviceSpec, device_spec
+from flax_transformers.monitoring.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning.plan import GIB, StepPlan, bytes_on_device, plan
 from flax_transformers.training.config import AnyPhase, TrainConfig
@@ -50,6 +50,7 @@ def search(
     *,
     limit: int,
     on_plan: Callable[[StepPlan], None] = lambda found: None,
+    teacher: TransformerConfig | None = None,
 ) -> list[StepPlan]:
     """Plans of the ``limit`` best candidates, sorted: those that fit first, then by time.
     ``on_plan`` is called with each after it is compiled.
@@ -67,7 +68,7 @@ def search(
         if len(found) == limit:
             break
         try:
-            found.append(plan(one.config, one.phase, devices, topology))
+            found.append(plan(one.config, one.phase, devices, topology, teacher=teacher))
         except UserError as error:  # a dimension, or another batch, that the mesh does not divide
             refused = error
             continue

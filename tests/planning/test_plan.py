@@ -11,12 +11,13 @@ import pytest
 
 import flax_transformers as ft
 from flax_transformers.adapters.lora import LoraConfig
+from flax_transformers.cli.plan import teacher_of
 from flax_transformers.data.dataset import prepare
 from flax_transformers.distillation.objectives import DistilledSequenceClassification
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
-from flax_transformers.parallel.device_specs import device_spec
+from flax_transformers.monitoring.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.planning import plan as module
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
@@ -47,7 +48,8 @@ from tests.families.parity import first_by_default
 
 
 def planned(config, topology="cpu:8"):
-    return plan(config, config.phases[-1], devices_of(topology), topology)
+    devices = devices_of(topology)
+    return plan(config, config.phases[-1], devices, topology, teacher=teacher_of(config))
 
 
 @pytest.fixture

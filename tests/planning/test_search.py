@@ -7,8 +7,8 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families.mixtral import MixtralConfig
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.monitoring.device_specs import device_spec
 from flax_transformers.objectives.causal_lm import CausalLM
-from flax_transformers.parallel.device_specs import device_spec
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning import search as module
 from flax_transformers.planning.plan import GIB, Roofline
@@ -70,7 +70,7 @@ def test_the_best_candidates_are_compiled_and_the_fastest_that_fits_is_first(con
     """Of four, one is refused and not counted, one does not fit, and the later one is faster."""
     seen = []
 
-    def planned(config, phase, devices, topology):
+    def planned(config, phase, devices, topology, teacher=None):
         seen.append((config.mesh, config.compute.remat, phase.micro_batches))
         if len(seen) == 1:
             raise UserError("this dimension does not divide")
@@ -95,7 +95,7 @@ def test_the_best_candidates_are_compiled_and_the_fastest_that_fits_is_first(con
 def test_a_search_passes_over_meshes_that_train_would_refuse(config, monkeypatch):
     """Held-out batches of 4 divide over four devices, and over no sixteen."""
 
-    def compile_nothing(config, phase, devices, topology):
+    def compile_nothing(config, phase, devices, topology, teacher=None):
         checked_mesh(config, devices)
         return a_plan(state=GIB, rest=GIB)
 

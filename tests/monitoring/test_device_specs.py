@@ -3,7 +3,7 @@
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.parallel.device_specs import device_spec
+from flax_transformers.monitoring.device_specs import device_spec
 
 
 @pytest.mark.parametrize(
