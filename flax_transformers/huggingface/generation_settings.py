@@ -64,8 +64,6 @@ def read_folder(
         for name, value in described.items()
         if name in OWN_FIELDS | IN_CONFIG_JSON and value is not None
     }
-    if given.get("pad_token_id") == -1:  # as the first conversions of LLaMA say that there is none
-        del given["pad_token_id"]
     if described.get("force_bos_token_to_be_generated"):  # as files of 2020 spell it
         given.setdefault("forced_bos_token_id", described.get("bos_token_id", 0))
     default = _FORCED_END.get(str(described.get("model_type")))
@@ -115,7 +113,7 @@ def read_settings(given: Mapping[str, Any], source: object) -> GenerationSetting
     known = {
         name: _as_tuples(value)
         for name, value in given.items()
-        if name in OWN_FIELDS and value is not None
+        if name in OWN_FIELDS and value is not None and not _names_no_token(name, value)
     }
     if isinstance(known.get("stop_strings"), str):
         known["stop_strings"] = (known["stop_strings"],)
@@ -127,6 +125,11 @@ def read_settings(given: Mapping[str, Any], source: object) -> GenerationSetting
     except ranges.OutOfRange as error:
         fault = str(error).removeprefix("model.generation.")
         raise UserError(f"{source} cannot be used: {fault}") from None
+
+
+def _names_no_token(name: str, value: Any) -> bool:
+    """-1 instead of an id, as in the first conversions of LLaMA: there is no such token."""
+    return name.endswith("token_id") and value == -1
 
 
 def _as_tuples(value: Any) -> Any:

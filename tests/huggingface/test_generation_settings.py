@@ -141,6 +141,13 @@ def test_a_config_json_counts_only_without_the_other_file(tmp_path):
     assert read_folder(tmp_path, config) == GenerationSettings(max_length=7)
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_a_token_id_of_minus_one_means_that_there_is_no_such_token(tmp_path, file):
+    write(tmp_path, file, model_type="llama", max_length=7, pad_token_id=-1, bos_token_id=-1)
+    settings = read_folder(tmp_path, None)
+    assert (settings.max_length, settings.pad_token_id, settings.bos_token_id) == (7, None, None)
+
+
 def test_older_files_have_defaults_that_they_do_not_say(tmp_path):
     write(tmp_path, "config.json", model_type="bart", force_bos_token_to_be_generated=True)
     settings = read_folder(tmp_path, BartConfig())
