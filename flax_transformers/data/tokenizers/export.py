@@ -19,7 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.data.tokenizers.facts import CONFIG_FILE, RECORD, ROLES, parsed
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
-from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES
+from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES, bert_options
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.data.tokenizers.sentencepiece import (
     SentencePieceTokenizer,
@@ -74,7 +74,7 @@ def exported_files(
 
 
 def _published(tokenizer: Tokenizer, max_length: int | None) -> dict[str, bytes]:
-    """The original files, without this package's record."""
+    """The original files, without this package's record, and with the options of the normalizer."""
     files = dict(tokenizer.files)
     config = json.loads(files.get(CONFIG_FILE, b"{}"))
     config.pop(RECORD, None)
@@ -82,6 +82,8 @@ def _published(tokenizer: Tokenizer, max_length: int | None) -> dict[str, bytes]
         config.setdefault("model_max_length", max_length)
     if tokenizer.facts.tokenizer_class is not None:
         config.setdefault("tokenizer_class", tokenizer.facts.tokenizer_class)
+    if isinstance(tokenizer, PieceTokenizer):
+        config |= bert_options(tokenizer.serialized, tokenizer.facts)
     files[CONFIG_FILE] = _json(config)
     return files
 

@@ -46,6 +46,12 @@ VOCABULARY_FILES = (
 )  # fmt: skip
 _BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer")
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+_BERT_OPTIONS: dict[str, tuple[str, bool | None]] = {
+    "lowercase": ("do_lower_case", True),
+    "strip_accents": ("strip_accents", None),
+    "handle_chinese_chars": ("tokenize_chinese_chars", True),
+}
+"""Fields of BERT's normalizer: their names and defaults in a tokenizer_config.json."""
 _FAIRSEQ = ("XLMRobertaTokenizer", "MBartTokenizer", "MBart50Tokenizer")
 _SENTENCEPIECE = (
     "T5Tokenizer",
@@ -105,16 +111,40 @@ def _settled(serialized: str, facts: Facts) -> str:
 
 
 def _settle_case(content: dict[str, Any], facts: Facts) -> bool:
-    """BERT's options in tokenizer_config.json override those of its tokenizer.json."""
+    """BERT's options in tokenizer_config.json override those of its tokenizer.json.
+
+    Missing ones do not, while `transformers` then takes the defaults of the class: this is logged.
+    """
     normalizer = content.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer" or facts.tokenizer_class not in _WORDPIECE:
         return False
-    wanted = {
-        "lowercase": facts.flag("do_lower_case"),
-        "strip_accents": facts.flag("strip_accents"),
-        "handle_chinese_chars": facts.flag("tokenize_chinese_chars"),
+    wanted = {name: facts.flag(option) for name, (option, _) in _BERT_OPTIONS.items()}
+    changed = _overwrite(normalizer, wanted)
+    missing = _bert_options(normalizer, facts)
+    if missing and not facts.record:
+        log.warning(
+            "tokenizer.json has a normalizer that transformers replaces by that of %s, because "
+            "tokenizer_config.json does not have %s; add it there",
+            facts.tokenizer_class, json.dumps(missing),
+        )  # fmt: skip
+    return changed
+
+
+def bert_options(serialized: str, facts: Facts) -> dict[str, bool]:
+    """Options that a tokenizer_config.json lacks and must have, so that BERT's class, which builds
+    its own normalizer in `transformers`, has that of a tokenizer.json."""
+    normalizer = json.loads(serialized).get("normalizer") or {}
+    known = facts.tokenizer_class in (None, *_WORDPIECE)
+    is_bert = known and normalizer.get("type") == "BertNormalizer"
+    return _bert_options(normalizer, facts) if is_bert else {}
+
+
+def _bert_options(normalizer: Mapping[str, Any], facts: Facts) -> dict[str, bool]:
+    return {
+        option: value
+        for name, (option, default) in _BERT_OPTIONS.items()
+        if facts.flag(option) is None and (value := normalizer.get(name, default)) != default
     }
-    return _overwrite(normalizer, wanted)
 
 
 def _settle_prefix(content: dict[str, Any], facts: Facts) -> bool:

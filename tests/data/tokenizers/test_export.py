@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from tokenizers import models, normalizers
 
 from flax_transformers.data.tokenizers.export import export_folder, exported_files
+from flax_transformers.data.tokenizers.layouts import bert_backend
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.multiple_choice.objective import MultipleChoice
@@ -120,6 +122,40 @@ def test_texts_of_other_encoders_are_exported_in_cls_and_sep(trained, tmp_path, 
         assert backend.encode(text).ids == rows.frame(example, trained.vocabulary).tolist()
     found = load_tokenizer(tmp_path / "out")
     assert found.vocabulary.frame == Frame(trained.frame.before, trained.frame.after)
+
+
+CASED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "cafe"]
+
+
+@pytest.mark.parametrize("beside", [{}, {"model_type": "bert"}])
+def test_a_vocabulary_with_capital_letters_is_exported_as_one(tmp_path, beside):
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in CASED))
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    load_tokenizer(tmp_path).save(tmp_path / "run")
+    out = export_folder(tmp_path / "run", tmp_path / "out", None)
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config.get("tokenizer_class") == ("BertTokenizer" if beside else None)
+    assert config["do_lower_case"] is False and "strip_accents" not in config
+
+
+def test_a_normalizer_that_is_not_that_of_its_class_is_noticed_and_exported(tmp_path, caplog):
+    backend = bert_backend(models.WordPiece({p: i for i, p in enumerate(CASED)}), True)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=True, strip_accents=False, handle_chinese_chars=False
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)
+    options = {"strip_accents": False, "tokenize_chinese_chars": False}
+    assert f"tokenizer_config.json does not have {json.dumps(options)}" in caplog.text
+    files = exported_files(tokenizer, None, None)
+    assert json.loads(files["tokenizer_config.json"]) == {
+        "tokenizer_class": "BertTokenizer", **options
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_bytes(files["tokenizer_config.json"])
+    caplog.clear()
+    load_tokenizer(tmp_path)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
