@@ -23,7 +23,7 @@ from flax_transformers.adapters.lora import merged
 from flax_transformers.checkpointing.step_directories import SavedStep, write_files
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
-from flax_transformers.data.tokenizers.export import export_folder
+from flax_transformers.data.tokenizers.export import export_folder, warn_of_another_class
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import (
@@ -186,6 +186,8 @@ def _write(
     with tempfile.TemporaryDirectory() as scratch:
         model = model if describe is None else with_ids_of(model, tokenizer)
         beside = as_transformers_reads_it(tokenizer, model.config, Path(scratch), objective)
+        config = model.config
+        warn_of_another_class(beside, family_of(config).model_type(config.architecture))
         if describe is not None:
             files |= describe(model.config, beside)
             files[model_card.FILE] = model_card.model_card(model.config, meta)

@@ -28,7 +28,11 @@ from flax_transformers.checkpointing.step_directories import (
     finished_steps,
 )
 from flax_transformers.data.tokenizers import load as tokenizer_files
-from flax_transformers.data.tokenizers.export import export_folder, exported_files
+from flax_transformers.data.tokenizers.export import (
+    export_folder,
+    exported_files,
+    warn_of_another_class,
+)
 from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import generation_settings, placement
@@ -308,6 +312,7 @@ def save_pretrained(
         elif tokenizer_from is not None:
             exported = Path(scratch) / "exported"
             tokenizer_from = export_folder(Path(tokenizer_from), exported, limit, types)
+        warn_of_another_class(tokenizer_from, family_of(config).model_type(config.architecture))
         hub_write.save_directory(
             directory, model, params, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
         )

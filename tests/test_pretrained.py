@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.models.vision import change_image_size
@@ -36,6 +37,14 @@ def test_a_model_for_small_images_is_loaded_for_large_ones(tmp_path):
     assert_bit_equal(resized, expected)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, resized)]
     assert sizes[1] - sizes[0] == 32 * (6 * 8 - 4 * 4)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_transformers_would_replace_is_noticed(tmp_path, caplog):
+    for name in ("LlamaForCausalLM", "Qwen2ForCausalLM"):
+        assert "AutoTokenizer" not in caplog.text
+        ft.save_pretrained(tmp_path / name, *drawn_model(name), tokenizer=ByteTokenizer())
+    assert "AutoTokenizer of transformers takes every tokenizer of a qwen2 model" in caplog.text
 
 
 @pytest.mark.slow

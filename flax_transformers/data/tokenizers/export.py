@@ -9,6 +9,8 @@ Published tokenizers keep their files.
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from flax_transformers.data.tokenizers.base import Tokenizer
 from flax_transformers.data.tokenizers.facts import CONFIG_FILE, RECORD, ROLES, parsed
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer, PieceTokenizer
-from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES, bert_options
+from flax_transformers.data.tokenizers.layouts import JSON, VOCABULARY_FILES, bert_options
 from flax_transformers.data.tokenizers.load import load_tokenizer
+from flax_transformers.data.tokenizers.offsets import QWEN2_WORDS
 from flax_transformers.data.tokenizers.sentencepiece import (
     SentencePieceTokenizer,
     parse_sentencepiece,
 )
 from flax_transformers.objectives.base import Frame
 from flax_transformers.objectives.rows import run_frame
+
+log = logging.getLogger(__name__)
 
 _SPACE = "▁"
 
@@ -227,3 +232,23 @@ def export_folder(
     for name, content in files.items():
         (target / name).write_bytes(content)
     return target
+
+
+def warn_of_another_class(folder: str | os.PathLike[str] | None, model_type: str) -> None:
+    """Logs that `AutoTokenizer` gives other ids than the tokenizer in ``folder``.
+
+    "qwen2" is the only type of ours for which it ignores the class in tokenizer_config.json
+    (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS) and has another (ModernBERT is read as it is).
+    """
+    file = None if folder is None else Path(folder) / JSON
+    if model_type != "qwen2" or file is None or not file.is_file():
+        return
+    content = parsed({JSON: file.read_bytes()}, JSON, folder)
+    normalizer, step = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
+    patterns = [one.get("pattern") for one in step.get("pretokenizers", [])]
+    if normalizer.get("type") != "NFC" or {"Regex": QWEN2_WORDS} not in patterns:
+        log.warning(
+            "AutoTokenizer of transformers takes every tokenizer of a qwen2 model for that of "
+            "Qwen2, and gives other ids than this one; load it with "
+            "PreTrainedTokenizerFast.from_pretrained"
+        )

@@ -9,7 +9,11 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers
 
-from flax_transformers.data.tokenizers.export import export_folder, exported_files
+from flax_transformers.data.tokenizers.export import (
+    export_folder,
+    exported_files,
+    warn_of_another_class,
+)
 from flax_transformers.data.tokenizers.layouts import bert_backend
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
@@ -156,6 +160,20 @@ def test_a_normalizer_that_is_not_that_of_its_class_is_noticed_and_exported(tmp_
     caplog.clear()
     load_tokenizer(tmp_path)
     assert not caplog.text
+
+
+def test_a_tokenizer_that_transformers_takes_for_that_of_qwen2_is_noticed(tmp_path, caplog):
+    pieces, merges = {letter: i for i, letter in enumerate("abc")}, [("a", "b")]
+    (tmp_path / "vocab.json").write_text(json.dumps(pieces | {"ab": 3}))
+    (tmp_path / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in merges))
+    for name in ("Qwen2", "GPT2"):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "{name}Tokenizer"}}')
+        load_tokenizer(tmp_path).save(tmp_path / name)  # with a tokenizer.json
+    warn_of_another_class(tmp_path / "Qwen2", "qwen2")
+    warn_of_another_class(tmp_path / "GPT2", "qwen3")
+    assert not caplog.text
+    warn_of_another_class(tmp_path / "GPT2", "qwen2")
+    assert "load it with PreTrainedTokenizerFast.from_pretrained" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
