@@ -43,9 +43,10 @@ def export_program(
     """Write the forward pass of ``model`` to a new directory, for batches of any size.
 
     Inputs are int32 ``input_ids`` and ``attention_mask`` [B, ``sequence_length``], with
-    ``decoder_input_ids`` of that length in an encoder-decoder; or float32 ``pixel_values`` [B, C,
-    H, W] of the model's size, with ``noise`` [B, patches] in MAE. ``platforms``: "cpu", "cuda",
-    "rocm" and "tpu".
+    ``token_type_ids`` of that length for a model of several token types (BERT), and
+    ``decoder_input_ids`` for an encoder-decoder, unless it labels its input, which its decoder then
+    reads; or float32 ``pixel_values`` [B, C, H, W] of the model's size, with ``noise`` [B, patches]
+    in MAE. ``platforms``: "cpu", "cuda", "rocm" and "tpu".
 
     Raises UserError for a length that the model does not take, a platform that JAX does not know,
     if flatbuffers is not installed, and if the directory holds files.
@@ -152,7 +153,10 @@ def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtype
             )
         tokens = jax.ShapeDtypeStruct((1, sequence_length), jnp.int32)
         names = ["input_ids", "attention_mask"]
-        if "decoder_input_ids" in model.inputs:
+        if "token_type_ids" in model.inputs and model.config.token_types > 1:
+            names.append("token_type_ids")
+        writes = hasattr(model, "unembedding") or model.config.architecture.endswith("Model")
+        if "decoder_input_ids" in model.inputs and writes:
             names.append("decoder_input_ids")
         inputs |= dict.fromkeys(names, tokens)
     elif isinstance(model.config, TextConfig) or "signals" in inputs:

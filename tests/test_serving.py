@@ -19,6 +19,9 @@ from tests.huggingface.tensors import drawn_model
 LENGTH = 6
 ARCHITECTURES = (
     "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BartForSequenceClassification",
+    "T5ForQuestionAnswering",
     "LlamaForCausalLM",
     "T5ForConditionalGeneration",
     "ViTForImageClassification",
@@ -39,7 +42,9 @@ def drawn(model, rows):
     mask = np.ones_like(ids)
     mask[-1, 4:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if "decoder_input_ids" in model.inputs:
+    if model.config.token_types:
+        inputs["token_type_ids"] = np.arange(LENGTH, dtype=np.int32)[None] // 3 * mask
+    if model.config.architecture == "T5ForConditionalGeneration":
         inputs["decoder_input_ids"] = ids[:, ::-1].copy()
     return inputs
 
@@ -56,7 +61,14 @@ def exported(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
-    some_by_default(ARCHITECTURES, ["T5ForConditionalGeneration", "ViTForImageClassification"]),
+    some_by_default(
+        ARCHITECTURES,
+        [
+            "BertForSequenceClassification",
+            "T5ForConditionalGeneration",
+            "ViTForImageClassification",
+        ],
+    ),
 )
 def test_outputs_are_those_of_the_model_for_batches_of_any_size(architecture, tmp_path):
     model, params = drawn_model(architecture)
@@ -67,7 +79,7 @@ def test_outputs_are_those_of_the_model_for_batches_of_any_size(architecture, tm
         inputs = drawn(model, rows)
         found = program(**inputs)
         expected = jax.jit(model.apply)({"params": params}, **inputs)
-        assert found["logits"].shape == expected.logits.shape
+        assert all(found[name].shape == getattr(expected, name).shape for name in found)
         assert found.keys() == program.signature["outputs"].keys()
         for name, value in found.items():
             assert relative_difference(value, getattr(expected, name)) < 1e-5
@@ -92,26 +104,24 @@ assert "flax_transformers" not in sys.modules
     assert relative_difference(np.load(folder.parent / "logits.npy"), expected) < 1e-5
 
 
+ONES = dict.fromkeys(
+    ("input_ids", "attention_mask", "token_type_ids"), np.ones((2, LENGTH), np.int32)
+)
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({}, "takes attention_mask, input_ids, not nothing"),
+        ({}, "takes attention_mask, input_ids, token_type_ids, not nothing"),
         ({"input_ids": np.ones((2, LENGTH), np.int32)}, "not input_ids"),
         (
-            {"input_ids": np.ones((2, 5), np.int32), "attention_mask": np.ones((2, 5), np.int32)},
+            dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), np.ones((2, 5), "i4")),
             r"input_ids is int32 \[2, 5\]; the program takes int32 \['B', 6\]",
         ),
-        (
-            {"input_ids": np.ones((2, LENGTH)), "attention_mask": np.ones((2, LENGTH), np.int32)},
-            "input_ids is float64",
-        ),
-        (
-            {"input_ids": np.ones((2, LENGTH), np.int32),
-             "attention_mask": np.ones((3, LENGTH), np.int32)},
-            "with one B for all inputs",
-        ),
+        ({**ONES, "input_ids": np.ones((2, LENGTH))}, "input_ids is float64"),
+        ({**ONES, "attention_mask": np.ones((3, LENGTH), np.int32)}, "with one B for all inputs"),
     ],
-)  # fmt: skip
+)
 def test_inputs_that_the_program_does_not_take_are_refused(exported, inputs, said):
     with pytest.raises(UserError, match=said):
         ft.load_program(exported[2])(**inputs)
