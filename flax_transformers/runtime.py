@@ -230,11 +230,11 @@ def with_model(config: TrainConfig, model: TransformerConfig, place: str) -> Tra
 
     Raises UserError, naming both, if a phase is longer than the model takes.
     """
-    limit = model.max_positions
+    limit = model.length_limit
     for number, phase in enumerate(config.phases):
         if limit is not None and phase.sequence_length > limit:
             raise UserError(
-                f"{place} holds a model of max_positions {limit}, but phases.{number} has "
+                f"{place} holds a model of {limit} positions, but phases.{number} has "
                 f"sequence_length {phase.sequence_length}; set --phases.{number}.sequence-length "
                 f"{limit}"
             )

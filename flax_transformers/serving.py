@@ -145,7 +145,7 @@ def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtype
     """Names, shapes for a batch of one, and dtypes."""
     inputs: dict[str, Any] = dict(model.example_inputs())
     if "input_ids" in inputs:
-        limit = getattr(model.config, "max_positions", None)
+        limit = getattr(model.config, "length_limit", None)
         if sequence_length is None or not 1 <= sequence_length <= (limit or sequence_length):
             raise UserError(
                 f"sequence_length is {sequence_length}; give the number of tokens of the rows"

@@ -123,7 +123,7 @@ def test_a_phase_too_long_for_the_initial_model_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         runtime.with_initial_model(config, [])
     assert str(caught.value) == (
-        f"--init-from {initial} holds a model of max_positions 16, but phases.1 has "
+        f"--init-from {initial} holds a model of 16 positions, but phases.1 has "
         "sequence_length 32; set --phases.1.sequence-length 16"
     )
 

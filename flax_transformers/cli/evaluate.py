@@ -205,7 +205,7 @@ def _with_sets(config: TrainConfig, sets: Sequence[str]) -> TrainConfig:
 
 
 def _check_length(config: TrainConfig, model: TransformerConfig) -> None:
-    length, limit = config.phases[-1].sequence_length, model.max_positions
+    length, limit = config.phases[-1].sequence_length, model.length_limit
     if limit is not None and length > limit:
         raise UserError(
             f"the last phase has sequence_length {length}, but the model takes {limit}; "

@@ -402,7 +402,7 @@ class FillMask:
         require_filler(build_model(config, ComputeConfig()), self.model)
         limits = {
             "vocab_size": config.vocab_size,
-            "max_length": config.max_positions or _MAX_MASKED_LENGTH,
+            "max_length": config.length_limit or _MAX_MASKED_LENGTH,
         }
         masked_prompt(tokenizer, self.text, **limits)
         return tokenizer, limits

@@ -173,7 +173,7 @@ def _of_texts(
     check_fits(head.objective, build_model(config))
     phases = stored.of_run("phases")
     trained = None if phases is None else phases[-1].sequence_length
-    length = head.length(config.max_positions or _MAX_LENGTH, trained)
+    length = head.length(config.length_limit or _MAX_LENGTH, trained)
     if command.pool is not None:
         converted = not isinstance(stored.source, Path)
         folder = stored.files if converted else stored.source

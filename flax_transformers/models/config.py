@@ -91,8 +91,7 @@ class ComputeConfig:
         dtype, attention = self.dtype, self.attention
         if dtype == "auto":
             dtype = "float32" if platform == "cpu" else "bfloat16"
-        if attention == "auto":
-            attention = _KERNELS[platform][0]
+        attention = _KERNELS[platform][0] if attention == "auto" else attention
         if attention not in _KERNELS[platform]:
             raise UserError(
                 f"compute.attention is {attention!r}, which is not available on {platform}; set it "
@@ -147,12 +146,11 @@ class Rope:
 @dataclass(frozen=True)
 class InputLimit:
     """Limits of an integer input [B, T]: ids below ``below``, at most ``length`` tokens; None for
-    no limit. ``below_field`` and ``length_field`` name the config fields that set them."""
+    no limit. ``below_field`` is the config field that sets the first."""
 
     below: int | None
     below_field: str
     length: int | None = None
-    length_field: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,7 @@ class TransformerConfig:
     num_layers: int
     num_heads: int
     max_positions: int | None = None
-    """Longest sequence; None for no limit."""
+    """Longest sequence; None for no limit. Scaled rotary positions may extend it."""
     num_key_value_heads: int | None = None
     """Number of key and value heads, each shared by a group of query heads (arXiv:2305.13245);
     None: one for each query head."""
@@ -297,6 +295,16 @@ class TransformerConfig:
     def key_bias(self) -> bool:
         """Bias vector of the key projection, which softmax does not see."""
         return self.qkv_bias
+
+    @property
+    def length_limit(self) -> int | None:
+        """Longest sequence, which scaled rotary positions extend; None for no limit."""
+        rope, length = getattr(self, "rope", None) or Rope(), self.max_positions
+        if length is None or rope.scaling == "dynamic":
+            return None
+        # max_positions is the length before scaling, or with "yarn" that after it.
+        scaled = {"linear": length, "yarn": rope.original_max_positions}
+        return max(length, int(rope.factor * scaled.get(rope.scaling, 0)))
 
     @property
     def image_encoder(self) -> VisionConfig | None:
@@ -458,10 +466,7 @@ class TextConfig(TransformerConfig):
         return None
 
     def input_limits(self) -> Mapping[str, InputLimit]:
-        # Dynamic positions are for longer sequences than the model was trained on.
-        longer = self.rope is not None and self.rope.scaling == "dynamic"
-        length = None if longer else self.max_positions
-        tokens = InputLimit(self.vocab_size, "model.vocab_size", length, "model.max_positions")
+        tokens = InputLimit(self.vocab_size, "model.vocab_size", self.length_limit)
         # Without a table, token types are not read.
         types = InputLimit(self.token_types or None, "model.token_types")
         return {"input_ids": tokens, "token_type_ids": types}
@@ -536,17 +541,14 @@ class EncoderDecoderConfig(TextConfig):
     def input_limits(self) -> Mapping[str, InputLimit]:
         limits = dict(super().input_limits())
         if not self.causal:
-            field = "model.vocab_size"
-            if self.decoder.vocab_size != self.vocab_size:
-                field = "model.decoder_vocab_size"
+            own = "" if self.decoder.vocab_size == self.vocab_size else "decoder_"
             tokens = self.decoder.input_limits()["input_ids"]
-            limits["decoder_input_ids"] = replace(tokens, below_field=field)
+            limits["decoder_input_ids"] = replace(tokens, below_field=f"model.{own}vocab_size")
         return limits
 
     def decoder_sizes(self) -> dict[str, Any]:
         """Fields in which the decoder may differ, under the encoder's names."""
-        of_decoder = {name: getattr(self, own) for name, own in _OF_DECODER.items()}
-        sizes = {name: size or getattr(self, name) for name, size in of_decoder.items()}
+        sizes = {of: getattr(self, own) or getattr(self, of) for of, own in _OF_DECODER.items()}
         return sizes | dict.fromkeys(_OF_DECODER.values())
 
     @property

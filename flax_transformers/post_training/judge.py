@@ -44,7 +44,7 @@ def judged_rewards(
     Raises UserError for another model, and for a text that is too long for it.
     """
     check_judge(model)
-    limit = model.config.max_positions
+    limit = model.config.length_limit
     encoded = []
     for text in texts:
         encoded.append(tokenizer.encode_prompt(text).tolist())

@@ -265,7 +265,7 @@ def _check_row(
         if limit.length is not None and length > limit.length:
             raise UserError(
                 f"objective {objective} makes {name} of {length} tokens at sequence_length "
-                f"{phase.sequence_length}, but {limit.length_field} is {limit.length}; set "
+                f"{phase.sequence_length}, but model.max_positions allows {limit.length}; set "
                 "--phases.N.sequence-length (or objective.target_length, where there is one) lower"
             )
         largest = int(ids.max(initial=0))

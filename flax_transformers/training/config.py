@@ -190,11 +190,11 @@ class TrainConfig:
         if not self.phases:
             raise ranges.OutOfRange("phases is empty; give at least one Phase(steps=..., ...)")
         longest = max(phase.sequence_length for phase in self.phases)
-        limit = self.model.max_positions
+        limit = self.model.length_limit
         if limit is not None and longest > limit:
             raise ranges.OutOfRange(
-                f"a phase has sequence_length {longest}, but model.max_positions is {limit}; "
-                "shorten the phase or raise max_positions"
+                f"a phase has sequence_length {longest}, but model.max_positions allows "
+                f"{limit}; shorten the phase or raise max_positions"
             )
 
     @property

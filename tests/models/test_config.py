@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from flax_transformers.errors import UserError
@@ -80,6 +82,24 @@ def test_each_platform_has_kernels_of_its_own_for_attention():
 def test_a_config_of_no_family_builds_no_model():
     with pytest.raises(UserError, match="TextConfig is the config of no family"):
         build_model(TextConfig(**SIZES), ComputeConfig())
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        (Rope(scaling="linear", factor=4.0), 256),
+        (Rope(scaling="yarn", factor=4.0, original_max_positions=64), 256),
+        (Rope(scaling="yarn", factor=4.0, original_max_positions=16), 64),
+        (Rope(scaling="llama3", factor=4.0, original_max_positions=64), 64),
+        (Rope(scaling="dynamic", factor=4.0, original_max_positions=64), None),
+        (Rope(), 64),
+        (None, 64),
+    ],
+)
+def test_scaled_rotary_positions_extend_the_longest_sequence(rope, limit):
+    config = TextConfig(**SIZES | {"positions": "none", "rope": rope, "max_positions": 64})
+    assert config.length_limit == config.input_limits()["input_ids"].length == limit
+    assert replace(config, max_positions=None).length_limit is None
 
 
 @pytest.mark.parametrize("sizes", [{"head_dim": 1}, {"hidden_size": 9}])

@@ -116,7 +116,7 @@ def test_sentence_pairs_need_a_table_of_two_types():
             BartConfig(**SMALL | {"max_positions": 32}, eos_ids=(3,), decoder_start_id=3),
             SequenceToSequence(target_length=33),
             TRANSLATIONS,
-            "decoder_input_ids of 33 tokens at sequence_length 32, but model.max_positions is 32",
+            "decoder_input_ids of 33 tokens at sequence_length 32, but model.max_positions allows",
         ),
         (
             dataclasses.replace(ROBERTA, num_labels=2),
@@ -404,7 +404,7 @@ def batch_of(**changes):
         ({"input_ids": np.full((2, 32), -1, np.int32)}, "makes input_ids down to -1"),
         (
             {"input_ids": np.zeros((2, 65), np.int32)},
-            "input_ids of 65 tokens .*max_positions is 64",
+            "input_ids of 65 tokens .*max_positions allows 64",
         ),
         ({"token_type_ids": np.full((2, 32), 2, np.int32)}, "token_type_ids up to 2, but"),
         ({"masked_labels": np.full((2, 3), 60, np.int32)}, "makes masked_labels up to 60"),

@@ -12,6 +12,8 @@ from flax_transformers.cli.config_file import load_config
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
+from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.models.config import Rope
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.testing import tiny_bert, tiny_config
@@ -200,13 +202,23 @@ def test_a_run_without_phases_is_refused():
 
 def test_rows_longer_than_the_model_takes_are_refused():
     with pytest.raises(
-        ValueError, match="a phase has sequence_length 65, but model.max_positions is 64;"
+        ValueError, match="a phase has sequence_length 65, but model.max_positions allows 64;"
     ):
         tiny_config("text.txt", "store", phases=(Phase(1, 32, 8), Phase(1, 65, 8)))
 
 
+def test_rows_may_be_as_long_as_scaled_positions_allow():
+    rope = Rope(scaling="yarn", factor=4.0, original_max_positions=16)
+    model = LlamaConfig(max_positions=16, rope=rope)
+    config = dataclasses.replace(
+        tiny_config("text.txt", "store"), model=model, phases=(Phase(1, 64, 8),)
+    )
+    with pytest.raises(UserError, match="sequence_length 64, but model.max_positions allows 16"):
+        dataclasses.replace(config, model=dataclasses.replace(model, rope=Rope()))
+
+
 def test_a_model_too_short_for_a_phase_is_a_mistake_of_the_user_wherever_it_is_put():
-    with pytest.raises(UserError, match="sequence_length 32, but model.max_positions is 16;"):
+    with pytest.raises(UserError, match="sequence_length 32, but model.max_positions allows 16;"):
         dataclasses.replace(
             tiny_config("text.txt", "store"),
             model=dataclasses.replace(tiny_bert(), max_positions=16),

@@ -124,7 +124,7 @@ class _Model:
             raise UserError(f"the reward model cannot read a completion: {error}") from error
         ids: list[int] = found.tolist()
         assert isinstance(self._config, TextConfig)
-        limit = self._config.max_positions
+        limit = self._config.length_limit
         if limit is not None and len(ids) > limit:
             raise UserError(
                 f"a completion with its prompt has {len(ids)} tokens, but the reward model takes "
@@ -135,8 +135,8 @@ class _Model:
     def _scores(self, ids: Sequence[Sequence[int]]) -> list[float]:
         longest = max(map(len, ids))
         length = bucket(longest)
-        if self._config.max_positions is not None:
-            length = min(length, self._config.max_positions)
+        if self._config.length_limit is not None:
+            length = min(length, self._config.length_limit)
         batch = stacked(
             [
                 {
