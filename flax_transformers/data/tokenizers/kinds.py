@@ -345,32 +345,38 @@ def _cleaned_up(text: str) -> str:
 
 
 def prompt_ids(
-    encode_batch: Callable[[list[str]], list[np.ndarray]], text: str, special: Mapping[str, int]
+    encode_batch: Callable[[list[str]], list[np.ndarray]],
+    text: str,
+    special: Mapping[str, int],
+    encode_later: Callable[[list[str]], list[np.ndarray]] | None = None,
 ) -> np.ndarray:
-    """Cuts a text at the names of special tokens and encodes each part."""
-    parts = split_at(special, text)
-    ids = [
-        np.array([special[part]], np.int32) if part in special else encode_batch([part])[0]
-        for part in parts
-    ]
-    return np.concatenate([np.zeros(0, np.int32), *ids])
+    """Cuts a text at the names of special tokens and encodes each part; all but the first with
+    ``encode_later``, if it is given."""
+    ids, encode = [np.zeros(0, np.int32)], encode_batch
+    for part in split_at(special, text):
+        ids.append(np.array([special[part]], np.int32) if part in special else encode([part])[0])
+        encode = encode_later or encode_batch
+    return np.concatenate(ids)
 
 
 def joined_with_offsets(
     encode_with_offsets: Callable[[list[str]], list[tuple[np.ndarray, np.ndarray]]],
     text: str,
     special: Mapping[str, int],
+    encode_later: Callable[[list[str]], list[tuple[np.ndarray, np.ndarray]]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`prompt_ids`, and the start and end of each token in the text, int32 [n, 2]."""
     start, ids, spans = 0, [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+    encode = encode_with_offsets
     for part in split_at(special, text):
         if part in special:
             one = np.array([special[part]], np.int32), np.array([[0, len(part)]], np.int32)
         else:
-            (one,) = encode_with_offsets([part])
+            (one,) = encode([part])
         ids.append(one[0])
         spans.append(one[1] + np.int32(start))
         start += len(part)
+        encode = encode_later or encode_with_offsets
     return np.concatenate(ids), np.concatenate(spans)
 
 

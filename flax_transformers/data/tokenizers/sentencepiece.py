@@ -108,13 +108,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._plain:
-            return [prompt_ids(self.encode_unsplit, text, self._plain) for text in texts]
-        return self.encode_unsplit(texts)
+            later = functools.partial(self._unsplit, processor=self._later)
+            return [prompt_ids(self._unsplit, text, self._plain, later) for text in texts]
+        return self._unsplit(texts)
 
-    def encode_unsplit(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _unsplit(self, texts: Sequence[str], processor: Any = None) -> list[np.ndarray]:
         """The ids of texts without tokens that were added to the model."""
-        encoded = (np.array(ids, np.int32) for ids in self._processor.encode(list(texts)))
-        return [self._own(ids) for ids in encoded]
+        encoded = (processor or self._processor).encode(list(texts))
+        return [self._own(np.array(ids, np.int32)) for ids in encoded]
 
     def _own(self, pieces: np.ndarray) -> np.ndarray:
         """The ids of pieces."""
@@ -122,7 +123,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         names = {**self._plain, **self._special}
-        return joined_with_offsets(self._unsplit_with_offsets, text, names)
+        return self._joined_with_offsets(text, names)
+
+    @functools.cached_property
+    def _later(self) -> Any:
+        """The model for the parts of a text behind special tokens: for Llama without a space before
+        them, if its files say that it is not ``legacy``."""
+        if self.facts.tokenizer_class != "LlamaTokenizer" or self.facts.flag("legacy") is not False:
+            return self._processor
+        proto = parse_sentencepiece(_naming_unknown(self.model))
+        proto.normalizer_spec.add_dummy_prefix = False
+        return _processor(proto.SerializeToString(), "the sentencepiece model")
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern[str] | None:
@@ -134,8 +145,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._plain:
-            encode = self._unsplit_with_offsets
-            return [joined_with_offsets(encode, text, self._plain) for text in texts]
+            return [self._joined_with_offsets(text, self._plain) for text in texts]
         return self._unsplit_with_offsets(texts)
 
     def encode_with_ends(
@@ -155,11 +165,19 @@ class SentencePieceTokenizer(Tokenizer):
     def _ends(self) -> SentenceEnds:
         return SentenceEnds(self._processor, parse_sentencepiece(self.model))
 
-    def _unsplit_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
-        for text, pieces in zip(texts, self._processor.encode(list(texts)), strict=True):
-            spans = summed_offsets(self._processor, self._byte_lengths[pieces], text)
-            spans = piece_offsets(self._processor, text) if spans is None else spans
+    def _joined_with_offsets(
+        self, text: str, names: Mapping[str, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        later = functools.partial(self._unsplit_with_offsets, processor=self._later)
+        return joined_with_offsets(self._unsplit_with_offsets, text, names, later)
+
+    def _unsplit_with_offsets(
+        self, texts: Sequence[str], processor: Any = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        found, processor = [], processor or self._processor
+        for text, pieces in zip(texts, processor.encode(list(texts)), strict=True):
+            spans = summed_offsets(processor, self._byte_lengths[pieces], text)
+            spans = piece_offsets(processor, text) if spans is None else spans
             found.append((self._ids[np.array(pieces, np.int32)], spans))
         return found
 

@@ -108,6 +108,27 @@ def test_special_tokens_in_a_prompt_are_read_and_in_a_document_are_not(root):
     assert eot not in tokenizer.encode_batch(["<|end_of_text|>"])[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [("<s>Hello", ["H"]), ("<s> Hello", ["▁H"]), ("</s>\nb", ["\n", "b"]), ("a</s>b", ["b"])],
+)
+def test_llama_has_a_space_behind_a_special_token_only_if_legacy(root, tmp_path, text, behind):
+    for file in (root / "llama2_model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = load_tokenizer(tmp_path)  # its files say that it is not
+    ids, spans = tokenizer.encode_prompt_with_offsets(text)
+    found = tokenizer.pieces(ids)
+    name = "</s>" if "</s>" in text else "<s>"
+    after = found.index(name) + 1
+    assert found[after : after + len(behind)] == behind
+    assert spans[after, 0] == text.index(name) + len(name)
+    assert tokenizer.pieces(tokenizer.encode_prompt("Hello"))[0] == "▁H"
+    described = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"legacy": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    legacy = load_tokenizer(tmp_path)
+    assert legacy.pieces(legacy.encode_prompt(text))[after].startswith("▁")
+
+
 def test_a_role_whose_token_is_not_there_gets_the_next_id(root, tmp_path):
     for file in (root / "gpt2").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
