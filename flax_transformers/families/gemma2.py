@@ -129,12 +129,19 @@ def from_huggingface(config: Mapping[str, Any]) -> Gemma2Config:
 
 
 def to_huggingface(config: Gemma2Config) -> dict[str, Any]:
-    """The config.json that `transformers` reads."""
+    """The config.json that `transformers` reads. Raises UserError without a sliding window."""
+    written = _JSON.write(config)
+    if config.sliding_window is None:
+        longest = config.length_limit or config.max_positions
+        raise UserError(
+            "model.sliding_window is None, with which transformers cannot run Gemma 2; set it to "
+            f"{longest}, which is equal for all sequences of up to so many tokens"
+        )
     activation = huggingface.activation_to(config.activation)
     if config.activation == "gelu_tanh":
         activation = "gelu_pytorch_tanh"  # as it is published
     return {
-        **_JSON.write(config),
+        **written,
         "hidden_act": activation,
         "hidden_activation": activation,
         "layer_types": _types(config.num_layers),

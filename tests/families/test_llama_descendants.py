@@ -111,6 +111,13 @@ def test_layers_have_the_windows_of_the_originals(family, changes, windows):
     assert family.FAMILY.from_huggingface(config_json(config)).windows == windows
 
 
+def test_a_gemma_without_a_window_is_not_written_and_an_equal_one_is():
+    config = dataclasses.replace(gemma2.SIZES["gemma2-2b"], sliding_window=None)
+    with pytest.raises(UserError, match="model.sliding_window is None, .*; set it to 8192, which"):
+        config_json(config)
+    assert config_json(dataclasses.replace(config, sliding_window=8192))["sliding_window"] == 8192
+
+
 def test_bounded_logits_stay_within_the_bound():
     case = CASES["gemma2_usual"]
     _, model, params, _ = load_case(case)
