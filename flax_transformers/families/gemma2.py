@@ -109,6 +109,7 @@ _JSON = llama.LlamaFields(
         "sliding_window": "sliding_window",
     },
     switches=llama.TIED | llama.ATTENTION_BIAS,
+    whole_heads=True,
 )
 
 

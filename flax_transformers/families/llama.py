@@ -184,6 +184,9 @@ class LlamaFields(huggingface.JsonFields[L]):
     optional: Mapping[str, str] = field(default_factory=lambda: OPTIONAL)
     switches: Mapping[str, str] = field(default_factory=lambda: TIED)
     special_ids: bool = True
+    whole_heads: bool = False
+    """Whether the class of transformers refuses a width that the number of heads does not divide,
+    whatever the width of a head."""
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().fields(config)
@@ -191,6 +194,13 @@ class LlamaFields(huggingface.JsonFields[L]):
         return fields | {"rope": read_rope(config, theta, fields["max_positions"])}
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
+        if self.whole_heads and config.hidden_size % config.num_heads:
+            raise UserError(
+                f"model.hidden_size {config.hidden_size} does not divide by model.num_heads "
+                f"{config.num_heads}, as {config.architecture} in Hugging Face format must, even "
+                "with model.head_dim; choose such a width, or keep this model in our own "
+                "checkpoint format"
+            )
         return {
             **super().write(config),
             "num_key_value_heads": config.kv_heads,
@@ -315,6 +325,7 @@ JSON = LlamaFields(
     defaults=LlamaConfig(),
     fixed={"model_type": "llama"},
     switches=TIED | ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
+    whole_heads=True,
 )
 
 LAYER, THEIR_LAYER = "stack/{layer}", "model.layers.{layer}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.families import cohere, gemma2, olmo2, qwen2, qwen3
+from flax_transformers.families import cohere, gemma2, llama, mistral, olmo2, qwen2, qwen3
 from flax_transformers.families.llama import read_rope, write_rope
 from flax_transformers.huggingface.family import config_json
 from tests.families.parity import count_parameters, load_case
@@ -116,6 +116,19 @@ def test_a_gemma_without_a_window_is_not_written_and_an_equal_one_is():
     with pytest.raises(UserError, match="model.sliding_window is None, .*; set it to 8192, which"):
         config_json(config)
     assert config_json(dataclasses.replace(config, sliding_window=8192))["sliding_window"] == 8192
+
+
+@pytest.mark.parametrize("family", [llama, gemma2, qwen2, mistral])
+def test_a_width_that_the_heads_do_not_divide_is_written_where_transformers_takes_it(family):
+    config = next(iter(family.SIZES.values()))
+    config = dataclasses.replace(
+        config, hidden_size=20, num_heads=3, num_key_value_heads=3, head_dim=8
+    )
+    if family in (llama, gemma2):
+        with pytest.raises(UserError, match="hidden_size 20 does not divide by model.num_heads 3"):
+            config_json(config)
+    else:
+        assert config_json(config)["hidden_size"] == 20
 
 
 def test_bounded_logits_stay_within_the_bound():
