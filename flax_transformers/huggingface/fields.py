@@ -337,9 +337,16 @@ class JsonFields(Generic[C]):
         return common_json(config) | self.own_json(config)
 
     def own_json(self, config: Any) -> dict[str, Any]:
-        """The inverse of ``own_fields``."""
+        """The inverse of ``own_fields``. Raises UserError for a limit of positions of None."""
         if "classifier_dropout" in self.numbers:  # may not be null there
             config = replace(config, classifier_dropout=config.head_dropout)
+        theirs = self.numbers.get("max_positions")
+        if theirs and config.max_positions is None and self.defaults.max_positions is not None:
+            raise UserError(
+                f"model.max_positions is None, but the config.json of {config.architecture} needs "
+                f"a number as {theirs}; set model.max_positions to the length of its longest "
+                "sequences"
+            )
         names = {**self.numbers, **self.nullable, **self.optional, **self.switches}
         activations = {
             theirs: activation_to(getattr(config, ours))

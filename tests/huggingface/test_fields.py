@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from flax_transformers.errors import UserError
-from flax_transformers.huggingface.family import all_families, config_json, family_of_json
+from flax_transformers.huggingface.family import (
+    all_families,
+    config_json,
+    family_of_architecture,
+    family_of_json,
+)
 from tests.families.tiny_bert import without
 
 PUBLISHED = [f for f in all_families() if f.model_types]
@@ -40,6 +46,15 @@ def refused(family, described, path, value):
     except UserError as error:
         return path[-1] in str(error) or repr(value) in str(error)
     return False
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "Gemma2ForCausalLM", "ModernBertForMaskedLM", "CohereForCausalLM"]
+)
+def test_a_model_without_a_limit_of_positions_is_not_written(name):
+    config = replace(family_of_architecture(name).config(), max_positions=None)
+    with pytest.raises(UserError, match=f"max_positions is None, but .* of {name} needs .*; set "):
+        config_json(config)
 
 
 @FAMILIES
