@@ -278,11 +278,16 @@ class Exporter(Callback):
                 file = Path(scratch) / name
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(content)
-            if target.exists():  # of the same step, before the run was resumed or rolled back
-                shutil.rmtree(target)
+            new, old = (self._folder / f".{step}.{name}" for name in ("new", "old"))
+            for folder in (new, old):  # of a process that was killed
+                shutil.rmtree(folder, ignore_errors=True)
             meta = {"config": to_json(config), "position": {"step": step}}
             describe = partial(files_beside, config.data, config.objective)
-            _write(target, self._model, params, Path(scratch), meta, describe, config.objective)
+            _write(new, self._model, params, Path(scratch), meta, describe, config.objective)
+        if target.exists():  # of the same step, before the run was resumed or rolled back
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         self._remove_others(step)
 
     def _remove_others(self, newest: int) -> None:

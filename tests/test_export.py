@@ -282,6 +282,23 @@ def test_what_cannot_be_written_is_a_warning_and_later_exports_are_removed(tmp_p
     assert sorted(folder.name for folder in (tmp_path / "exports").iterdir()) == ["3", "6"]
 
 
+def test_an_export_of_the_same_step_is_kept_until_the_new_one_is_complete(tmp_path, caplog):
+    config = exporting_run(tmp_path, export_every=1)
+    model = build_model(config.model, ComputeConfig())
+    exporter = Exporter(config, model, epath.Path(tmp_path), {})
+    params = drawn_parameters(model, parameter_shapes(model))
+    earlier = tmp_path / "exports" / "3" / "earlier"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("")
+    shutil.copytree(earlier.parent, tmp_path / "exports" / ".3.old")  # of a process that was killed
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    exporter.on_step(3, SimpleNamespace(best_params=broken))
+    assert "step 3 is not exported" in caplog.text and earlier.exists()
+    exporter.on_step(3, SimpleNamespace(best_params=params))
+    assert [folder.name for folder in (tmp_path / "exports").iterdir()] == ["3"]
+    assert not earlier.exists() and (earlier.parent / "config.json").exists()
+
+
 def test_a_model_without_a_class_of_transformers_is_refused_before_training(tmp_path):
     config = exporting_run(tmp_path, export_every=1)
     model = MaeConfig(architecture="ViTMAEForImageClassification", image_size=32)
