@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 
 from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.generation.prompts import rows_of
-from tests.golden.tokenizer_layouts import LAYOUTS, ROLES, expected, given_texts, write
+from tests.golden.tokenizer_layouts import (
+    LAYOUTS,
+    ROLES,
+    expected,
+    given_texts,
+    llama2_model,
+    write,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,3 +60,15 @@ def test_a_padded_batch_is_that_of_transformers(folder):
     wanted = theirs(given, padding="max_length", max_length=ids.shape[1], return_tensors="np")
     np.testing.assert_array_equal(ids, wanted["input_ids"])
     np.testing.assert_array_equal(mask, wanted["attention_mask"])
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_texts_behind_special_tokens_have_the_ids_of_transformers(tmp_path, legacy):
+    write(tmp_path / "llama2", llama2_model())
+    file = tmp_path / "llama2" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"legacy": legacy}))
+    theirs = transformers.AutoTokenizer.from_pretrained(file.parent)
+    ours = load_tokenizer(file.parent)
+    for text in ("<s>Hello", "a</s>b c", "[INST] a [/INST]</s><s>[INST] b", "</s>\nb"):
+        wanted = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode_prompt(text).tolist() == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
+from flax_transformers.data.tokenizers.export import export_folder
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer, train_tokenizer
 from tests.data.tokenizers.languages import HARD_TEXTS, TEXTS
 from tests.data.tokenizers.test_byte_level_training import CODE, CORPUS
@@ -48,3 +49,16 @@ def test_words_given_apart_have_the_ids_of_is_split_into_words(wordpiece, tmp_pa
         assert [i for ids in found for i in ids.tolist()] == wanted["input_ids"]
         numbers = [n for n, ids in enumerate(found) for _ in ids]
         assert numbers == [n for n in wanted.word_ids() if n is not None]
+
+
+def test_a_vocabulary_with_capital_letters_is_exported_for_auto_tokenizer(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "cafe", "café"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path / "run")
+    out = export_folder(tmp_path / "run", tmp_path / "out", None)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    for text in ("The café", "the cafe"):
+        wanted = theirs(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.encode_batch([text])[0].tolist() == wanted

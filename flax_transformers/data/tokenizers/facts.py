@@ -2,7 +2,8 @@
 
 They are tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and
 generation_config.json, interpreted as in ``transformers``. What is missing in the files is taken
-from the class (GPT-2's published tokenizer_config.json contains only a length).
+from the class (GPT-2's published tokenizer_config.json contains only a length), except options of
+BERT's normalizer, which a tokenizer.json has too.
 """
 
 from __future__ import annotations
