@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from flax_transformers.adapters.lora import LoraConfig
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.models.config import (
     EncoderDecoderConfig,
     FlopsGroup,
@@ -19,7 +22,15 @@ from flax_transformers.models.config import (
 from flax_transformers.models.layers.patches import patch_grid
 from flax_transformers.monitoring.mfu import transformer_matmul_flops
 from flax_transformers.objectives.base import Objective
-from flax_transformers.optim.selection import Axes, Name, depths, kind_of, layer_stacks, name_of
+from flax_transformers.optim.selection import (
+    Axes,
+    Name,
+    depths,
+    kind_of,
+    layer_stacks,
+    name_of,
+    partition,
+)
 
 
 def step_flops(
@@ -70,6 +81,19 @@ def step_flops(
         + decoder(decoded, sequence_length, sizes, "decoder", causal=False, weights=False)
         + 6 * (tokens * sizes["context"] + predicted * sizes["head"])
     )
+
+
+def frozen_names(
+    model: TransformerConfig, optimizer: Any, lora: LoraConfig, params: Any
+) -> set[Name]:
+    """Names of the parameters that are not trained; adapted kernels are."""
+    patterns, adapted = getattr(optimizer, "frozen", ()), set()
+    if lora.is_on:
+        _, adapters = adapted_shapes(build_model(model), lora)
+        assert adapters is not None
+        patterns, adapted = (*patterns, *adapters.frozen), set(adapters.kernels)
+    leaves = jax.tree_util.tree_leaves_with_path(partition(params, patterns)[1])
+    return {name_of(path) for path, _ in leaves} - adapted
 
 
 def vision_flops(

@@ -209,12 +209,16 @@ def _tpu_metadata(name: str) -> str:
         return ""
 
 
-def check_equal(what: str, value: str, remedy: str) -> None:
-    """Raise UserError, ending with ``remedy``, unless all processes have the same ``value``."""
+def of_all_processes(value: Any) -> np.ndarray:
+    """The ``value`` that each process has called this with, a number or a bool: [processes]."""
     if jax.process_count() > 1:
         wait_for_all()
-    checksum = np.array([zlib.crc32(value.encode())], np.uint32)
-    everywhere = multihost_utils.process_allgather(checksum, tiled=True)
+    return multihost_utils.process_allgather(np.array([value]), tiled=True)
+
+
+def check_equal(what: str, value: str, remedy: str) -> None:
+    """Raise UserError, ending with ``remedy``, unless all processes have the same ``value``."""
+    everywhere = of_all_processes(np.uint32(zlib.crc32(value.encode())))
     different = np.flatnonzero(everywhere != everywhere[0])
     if len(different):
         others = ", ".join(map(str, different))
@@ -223,19 +227,11 @@ def check_equal(what: str, value: str, remedy: str) -> None:
 
 def raise_together(fault: UserError | None, what: str) -> None:
     """Raise UserError in all processes if one of them has a ``fault``; ``what`` it has found."""
-    wait_for_all()
-    everywhere = multihost_utils.process_allgather(np.array([fault is not None]), tiled=True)
+    everywhere = of_all_processes(fault is not None)
     if fault is not None:
         raise fault
     if everywhere.any():
         raise UserError(f"process {int(everywhere.argmax())} {what}; see the error that it printed")
-
-
-def true_everywhere(value: bool) -> bool:
-    """Whether all processes have called this with True."""
-    if jax.process_count() > 1:
-        wait_for_all()
-    return bool(multihost_utils.process_allgather(np.array([value]), tiled=True).all())
 
 
 def wait_for_all() -> None:

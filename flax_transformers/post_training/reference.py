@@ -23,7 +23,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.distributed import (
     compiled_together,
-    true_everywhere,
+    of_all_processes,
     wait_for_all,
 )
 from flax_transformers.parallel.mesh import make_mesh
@@ -84,7 +84,7 @@ class _Pass:
         """The log-probabilities of all sequences of a store, float32 [n]: stored, or computed."""
         stored = self._stored(store, fingerprint)
         # Processes may have copies of the store, of which one alone has the file.
-        if true_everywhere(stored is not None) and stored is not None:
+        if of_all_processes(stored is not None).all() and stored is not None:
             return stored
         if fingerprint is None:
             raise UserError(

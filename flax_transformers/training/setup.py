@@ -14,14 +14,14 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.placement import adapted_shapes, boxed_shapes
+from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
 from flax_transformers.monitoring.goodput import Clock
 from flax_transformers.monitoring.metrics import Totals
-from flax_transformers.monitoring.model_flops import step_flops
+from flax_transformers.monitoring.model_flops import frozen_names, step_flops
 from flax_transformers.monitoring.throughput import StepMetrics
 from flax_transformers.optim.optimizers import learning_rate_at
-from flax_transformers.optim.selection import Axes, Name, logical_axes, name_of, partition
+from flax_transformers.optim.selection import Axes, logical_axes
 from flax_transformers.parallel.cpu_products import bfloat16_instructions
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.parallel.rules import check_batch_size, check_sequence_length
@@ -102,19 +102,8 @@ def phase_flops(config: TrainConfig, phase: AnyPhase) -> float:
         axes,
         batch_size=phase.batch_size,
         sequence_length=phase.sequence_length,
-        frozen=_frozen(config, params),
+        frozen=frozen_names(config.model, config.optimizer, config.lora, params),
     )
-
-
-def _frozen(config: TrainConfig, params: Any) -> set[Name]:
-    """Names of the parameters of the model that are not trained; adapted kernels are."""
-    patterns, adapted = getattr(config.optimizer, "frozen", ()), set()
-    if config.lora.is_on:
-        _, adapters = adapted_shapes(build_model(config.model), config.lora)
-        assert adapters is not None
-        patterns, adapted = (*patterns, *adapters.frozen), set(adapters.kernels)
-    leaves = jax.tree_util.tree_leaves_with_path(partition(params, patterns)[1])
-    return {name_of(path) for path, _ in leaves} - adapted
 
 
 def make_step_metrics(
