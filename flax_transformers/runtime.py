@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_transformers import pretrained, ranges
@@ -103,10 +102,7 @@ def _verify_together(prepared: Dataset) -> None:
     found = [*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]  # of a mixture
     stats = [path.stat() for path in sorted(found)]
     seen = repr([(stat.st_ino, stat.st_ctime_ns) for stat in stats])
-    distributed.wait_for_all()
-    everywhere = multihost_utils.process_allgather(
-        np.array([zlib.crc32(seen.encode())], np.uint32), tiled=True
-    )
+    everywhere = distributed.of_all_processes(np.uint32(zlib.crc32(seen.encode())))
     mine = jax.process_index()
     peers = np.flatnonzero(everywhere == everywhere[mine]).tolist()
     fault = None

@@ -51,8 +51,8 @@ class Callback:
 
     def stop(self, reason: str) -> None:
         """Requests that training saves a checkpoint and ends, with exit code 0; call it in an
-        event. It is logged with the ``reason``. In a job of several processes one of them may call
-        it alone: all end after the same step."""
+        event. The ``reason`` is logged as a warning. In a job of several processes one of them may
+        call it alone: all end after the same step."""
         self.stop_reason = reason
 
     def on_train_begin(self, step: int, total_steps: int) -> None:

@@ -10,11 +10,9 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from flax_transformers.checkpointing.manager import Checkpoints
-from flax_transformers.parallel.distributed import wait_for_all
+from flax_transformers.parallel.distributed import of_all_processes
 from flax_transformers.parallel.watchdog import watchdog
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ class StopRequest:
         """
         if reason is not None and self.reason is None:
             self.reason = reason
-            log.info("a callback stops the run at step %d: %s", step, reason)
+            log.warning("a callback stops the run at step %d: %s", step, reason)
             self._request()
         if jax.process_count() > 1:
             self.requested = checkpoints.reached_preemption(step)
@@ -60,11 +58,7 @@ class StopRequest:
 
     def by_callback(self) -> bool:
         """Whether a callback in any process requested the stop; call on every process."""
-        mine = np.array([self.reason is not None])
-        if jax.process_count() == 1:
-            return bool(mine[0])
-        wait_for_all()  # for the first, which has closed the sinks of the metrics
-        return bool(multihost_utils.process_allgather(mine, tiled=True).any())
+        return bool(of_all_processes(self.reason is not None).any())
 
     def _request(self) -> None:
         if jax.process_count() > 1:

@@ -269,7 +269,7 @@ class Trainer:
                 if step == last or step % log_every == 0:
                     listeners.metrics(step, step_metrics.row(step))
                 if listeners.stop_reason is not None:
-                    log.info("a callback stops at step %d: %s", step, listeners.stop_reason)
+                    log.warning("a callback stops at step %d: %s", step, listeners.stop_reason)
                     break
             if step_metrics is not None and step < last:
                 if listeners.stop_reason is None:
