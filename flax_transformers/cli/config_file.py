@@ -71,7 +71,10 @@ def naming_options(config: TrainConfig) -> Iterator[None]:
         for name, path in missing_paths(config):
             named = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", said)
             if named and f"--{name}" not in said:
-                error.args = (f"{said.removesuffix('.')} (the option is --{name})",)
+                options = f"the option is --{name}"
+                if name == "data.validation-source.path":
+                    options += "; --data.validation-source None holds out training data instead"
+                error.args = (f"{said.removesuffix('.')} ({options})",)
                 break
         raise
 

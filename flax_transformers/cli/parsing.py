@@ -190,9 +190,10 @@ def show_help(name: str, kind: type, config: Any) -> None:
 def override(config: T, overrides: Sequence[str]) -> T:
     """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
 
-    Raises UserError for an unknown field (with the nearest name), and for a value that does not
-    fit.
+    ``--section None`` removes a section that is optional. Raises UserError for an unknown field
+    (with the nearest name), and for a value that does not fit.
     """
+    config, overrides = _without_sections(config, overrides)
     if not overrides:
         return config
     names = _field_names(config)
@@ -213,6 +214,43 @@ def override(config: T, overrides: Sequence[str]) -> T:
     if unknown:
         raise UnknownOption(unknown[0], names)
     return changed
+
+
+def _without_sections(config: T, overrides: Sequence[str]) -> tuple[T, list[str]]:
+    """``config`` with each section None that ``overrides`` set so, and the other overrides: tyro
+    knows a section by its fields alone."""
+    tokens, others = [part for token in overrides for part in _parts(token)], []
+    while tokens:
+        token = tokens.pop(0)
+        if token.startswith("--") and tokens[:1] == ["None"]:
+            changed = _without(config, token[2:].replace("-", "_").split("."))
+            if changed is not None:
+                config = changed
+                del tokens[0]
+                continue
+        others.append(token)
+    return config, others
+
+
+def _parts(token: str) -> list[str]:
+    """``--name=None`` as two tokens."""
+    name, equals, value = token.partition("=")
+    return [name, value] if name.startswith("--") and equals and value == "None" else [token]
+
+
+def _without(config: T, path: Sequence[str]) -> T | None:
+    """``config`` with the section at ``path`` None; None if there is no optional section."""
+    name, *inner = path
+    if not dataclasses.is_dataclass(config) or not hasattr(config, name):
+        return None
+    value: Any = getattr(config, name)
+    if inner:
+        value = _without(value, inner)
+        return None if value is None else dataclasses.replace(config, **{name: value})  # type: ignore[type-var]
+    optional = type(None) in typing.get_args(typing.get_type_hints(type(config)).get(name))
+    if not optional or not dataclasses.is_dataclass(value):
+        return None
+    return dataclasses.replace(config, **{name: None})  # type: ignore[type-var]
 
 
 def refuse_arguments(overrides: Sequence[str]) -> None:

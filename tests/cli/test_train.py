@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli.config_file import naming_options
+from flax_transformers.cli.config_file import naming_options, recipe
 from flax_transformers.cli.main import main
-from flax_transformers.cli.parsing import split
+from flax_transformers.cli.parsing import override, split
 from flax_transformers.cli.train import Train
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
@@ -98,6 +98,27 @@ def test_a_missing_path_is_named_by_its_option(
     workdir = ["--workdir", "run"] if command == "train" else []
     said = refused(capsys, command, recipe, *workdir, *options)
     assert said.endswith(f"check the path (the option is --{name})")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_missing_held_out_file_is_said_to_be_optional(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("A text.\n\nAnother.\n")
+    own = ["gpt_tiny_shakespeare", "--workdir", "run", "--data.source.path", "own.txt"]
+    said = refused(capsys, "train", *own)
+    assert said.endswith("--data.validation-source None holds out training data instead)")
+
+
+@pytest.mark.parametrize(
+    "tokens", [["--data.validation-source", "None"], ["--data.validation_source=None"]]
+)
+def test_an_optional_section_is_removed_by_none(tokens):
+    config = recipe("gpt_tiny_shakespeare")
+    changed = override(config, ["--seed", "3", *tokens, "--data.validation-fraction", "0.2"])
+    assert config.data.validation_source is not None and changed.data.validation_source is None
+    assert (changed.seed, changed.data.validation_fraction) == (3, 0.2)
+    with pytest.raises(UserError, match="there is no option --data.source"):
+        override(config, ["--data.source", "None"])
 
 
 @pytest.mark.parametrize("path", ["", "x"])
