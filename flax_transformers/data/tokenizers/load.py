@@ -69,8 +69,8 @@ class TokenizerConfig:
     ``lowercase``: WordPiece then also strips accents (as BERT uncased), sentencepiece folds case
     (nmt_nfkc_cf instead of nmt_nfkc); an error for bytes. None is False, or what the files at
     ``path`` do.
-    ``path``: a directory saved by ``Tokenizer.save`` or by Hugging Face, or a file:
-    tokenizer.json, vocab.txt, a sentencepiece .model. ``kind`` must agree with it.
+    ``path``: a directory saved by ``Tokenizer.save`` or by Hugging Face, the workdir of a run, or a
+    file: tokenizer.json, vocab.txt, a sentencepiece .model. ``kind`` must agree with it.
     ``training_documents``: train on the first so many texts; None for all.
     ``sentinels``: number of the last tokens of ``vocab_size`` that stand for masked spans (T5 has
     100). Only for training sentencepiece; bytes and loaded files have their own.
@@ -272,7 +272,7 @@ def _too_small(asked: int, smallest: int) -> str:
 
 def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) -> Tokenizer:
     """Loads a directory saved by this package or Hugging Face, a tokenizer.json, vocab.txt or
-    .model file, or the tokenizer of a Hugging Face id.
+    .model file, or the tokenizer of a run's workdir or of a Hugging Face id.
 
     The roles of special tokens are read from the files beside the vocabulary. Directories of this
     package are verified against their recorded fingerprint. ``lowercase`` is used for a vocab.txt
@@ -318,12 +318,15 @@ def load_tokenizer(path: str | os.PathLike[str], lowercase: bool | None = None) 
 
 
 def find_tokenizer(path: str | os.PathLike[str], *, download: bool = True) -> epath.Path:
-    """``path``, or the snapshot of a Hugging Face id, "gpt2" or "gpt2@REVISION"; its tokenizer is
-    downloaded if the local cache does not have it and ``download`` allows it."""
+    """``path``, the folder "tokenizer" in the workdir of a run, or the snapshot of a Hugging Face
+    id, "gpt2" or "gpt2@REVISION"; its tokenizer is downloaded if the local cache does not have it
+    and ``download`` allows it."""
     location = epath.Path(path).expanduser()
     repository = None if location.exists() else Repository.of_id(os.fspath(path))
     if repository is None:
-        return location
+        of_run = not any((location / name).exists() for name in VOCABULARY_FILES)
+        own = location / "tokenizer"
+        return own if of_run and own.is_dir() else location
     found = repository.cached()
     if download and found is None:
         found = repository.download(_beside_weights)

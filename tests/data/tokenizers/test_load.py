@@ -187,6 +187,11 @@ def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_the_tokenizer_of_a_run_is_found_in_its_workdir(trained, tmp_path):
+    trained["wordpiece"].save(tmp_path / "run" / "tokenizer")
+    assert load_tokenizer(tmp_path / "run").fingerprint == trained["wordpiece"].fingerprint
+
+
 def test_a_changed_file_in_a_saved_folder_is_noticed(trained, tmp_path):
     trained["wordpiece"].save(tmp_path)
     path = tmp_path / "tokenizer.json"
