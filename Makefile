@@ -38,7 +38,7 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$state" ]; then \
 		rm -rf "$(VENV)"; \
 	fi; \
 	if command -v uv >/dev/null; then \
-		[ -d "$(VENV)" ] || uv venv --quiet --python "$(PYTHON)" "$(VENV)"; \
+		[ -d "$(VENV)" ] || uv venv --quiet --seed --python "$(PYTHON)" "$(VENV)"; \
 		uv pip install --quiet --python "$(VENV)/bin/python" -c $(CONSTRAINTS) -e ".$(if $(1),[$(1)])"; \
 	else \
 		"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
