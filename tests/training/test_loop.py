@@ -102,7 +102,7 @@ def test_a_run_that_a_callback_stops_is_saved_and_resumes_to_the_same_end(
                 self.stop("the fifth step")
 
     config = config_for(corpus, steps=12)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         outcome = train_prepared(config, prepare(config.data), tmp_path, callbacks=[StopAtFive()])
     assert (outcome.step, outcome.stopped, outcome.preempted) == (5, True, False)
     assert "a callback stops the run at step 5: the fifth step" in caplog.text

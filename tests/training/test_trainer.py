@@ -220,7 +220,7 @@ def test_a_callback_can_stop_training_and_padding_is_not_counted_as_tokens(plain
     for batch in padded:
         batch["attention_mask"][:, -3:] = 0
     sink, impatient = Rows(), Impatient()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         state = plain.fit(
             plain.init(), padded, steps=5, callbacks=[impatient], sinks=[sink], log_every=1
         )
