@@ -38,17 +38,21 @@ runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _NAME = re.compile(r"(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)")
+# A slice as Google Cloud names it, by its number of cores (v4, v5p) or of chips.
+_SLICE_NAME = re.compile(r"(?:(\d+)x)?(v\w+)-(\d+)")
+_CORES_OF_CHIP = {"v4": 2, "v5p": 2}
 
 
 def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
     """Devices to compile for, which need not be present.
 
     ``topology`` is a device kind and its grid, ``v5e:4x4``, or several such slices, ``2xv5e:4x4``,
-    multiplied by ``slices``; ``cpu:8`` are virtual devices of this process.
+    multiplied by ``slices``; also the name of a TPU slice in Google Cloud, ``v5p-16``. ``cpu:8``
+    are virtual devices of this process.
 
     Raises UserError for an unknown name, and if the compiler for it is not installed.
     """
-    match = _NAME.fullmatch(topology)
+    match = _NAME.fullmatch(with_grid(topology))
     if match is None:
         raise UserError(f"there is no topology {topology!r}; name one such as {EXAMPLES}")
     count = int(match[1] or 1) * slices
@@ -62,6 +66,26 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
     if kind == "h100":
         return _gpu_devices(topology, math.prod(grid), count)
     raise UserError(f"there is no device kind {kind!r}; name a topology such as {EXAMPLES}")
+
+
+def with_grid(topology: str) -> str:
+    """``v5p-16``, a slice of 16 cores, as ``v5p:2x2x2``; other names as they are.
+
+    The sides of the grid are as equal as powers of two allow, as in the tables of Google Cloud.
+    """
+    match = _SLICE_NAME.fullmatch(topology)
+    if match is None:
+        return topology
+    slices, kind, number = f"{match[1]}x" if match[1] else "", match[2], int(match[3])
+    kind = {"v5litepod": "v5e"}.get(kind, kind)
+    chips = number // _CORES_OF_CHIP.get(kind, 1)
+    if kind not in _TPUS or chips < 1 or chips & (chips - 1):
+        return topology
+    doublings, sides = chips.bit_length() - 1, _TPUS[kind]
+    grid = sorted(2 ** ((doublings + side) // sides) for side in range(sides))
+    if chips == 4 and sides == 3:
+        grid = [2, 2, 1]
+    return f"{slices}{kind}:{'x'.join(map(str, grid))}"
 
 
 def _virtual_devices(count: int) -> list[jax.Device]:
