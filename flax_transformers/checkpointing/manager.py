@@ -40,6 +40,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.optim.selection import joined, leaves_named_in
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
+from flax_transformers.storage.workdir import writing
 from flax_transformers.storage.write_errors import (
     raise_read_error,
     raise_write_error,
@@ -87,11 +88,8 @@ class Checkpoints:
         state: Any,
         meta: dict[str, Any],
         files: Files | None = None,
-        *,
-        replaces: bool = False,
     ) -> bool:
-        """Starts writing `step`; False if that step exists already or is being written, unless it
-        `replaces` the one that exists, which is set aside.
+        """Starts writing `step`; False if that step exists already or is being written.
 
         Returns when the arrays are copied to the host, so that `state` may be donated to the next
         step. Waits for the write before it to end. `meta` must be JSON;
@@ -102,19 +100,15 @@ class Checkpoints:
         """
         self._handled = sys.exception()
         self._raise_failure()
-        if step == self._last_step and not replaces:
+        if step == self._last_step:
             return False
         self.wait()
         manager = self._open_manager()
         if step in manager.all_steps():
-            is_foreign = step in self._retention.foreign
-            if not is_foreign and not replaces:
+            if step not in self._retention.foreign:
                 return False
             self._close_manager()
-            if is_foreign:
-                self._set_aside(step, "is not of this run", kind="foreign")
-            else:
-                self._set_aside(step, "is saved again")
+            self._set_aside(step, "is not of this run", kind="foreign")
             self._retention = self._new_retention()
             manager = self._open_manager()
         self._files, self._last_step = dict(files or {}), step
@@ -193,6 +187,20 @@ class Checkpoints:
         _on_process_zero(
             lambda: step_directories.set_aside_step(self.directory, kind, step, reason, limit)
         )
+
+    def update_meta(self, step: int, changes: dict[str, Any]) -> None:
+        """Sets fields of the JSON saved with `step`, whose arrays are not written again; not if it
+        is a link to a step of another run. Raises UserError if that cannot be written."""
+        self.wait()
+        folder = self.directory / str(step)
+
+        def update() -> None:
+            with writing(folder):
+                step_directories.update_meta(folder, changes)
+
+        if not step_directories.is_link(folder):
+            _on_process_zero(update)
+            self._note(step, self.read_meta(step))
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with `step`."""

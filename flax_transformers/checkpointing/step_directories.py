@@ -140,16 +140,26 @@ def reading_step(folder: epath.Path) -> Iterator[None]:
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
-    """The JSON item of a step folder. Raises UserError if it is missing or invalid."""
+    """The JSON item of a step folder, with what was added later. Raises UserError if it is missing
+    or invalid."""
     try:
         meta = json.loads((folder / "meta" / "metadata").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        with contextlib.suppress(FileNotFoundError):
+            meta = meta | json.loads((folder / checksums.META_UPDATE).read_bytes())
+    except (OSError, ValueError, RecursionError, TypeError) as error:
         raise UserError(
             f"checkpoint {folder} has no readable meta ({error}); use another"
         ) from error
     if not isinstance(meta, dict):
         raise UserError(f"checkpoint {folder} has a meta that is not a JSON object; use another")
     return meta
+
+
+def update_meta(folder: epath.Path, changes: Mapping[str, Any]) -> None:
+    """Sets fields of the meta of a committed step. It stays intact if the process is killed."""
+    checksums.write_late(folder, checksums.META_UPDATE, json.dumps(changes).encode())
+    if checksums.has_index(folder):
+        checksums.seal(folder)
 
 
 def named_step(meta: dict[str, Any]) -> int | None:

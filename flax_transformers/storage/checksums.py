@@ -5,8 +5,8 @@ of its own content. It is written before the step is committed, so that every co
 verified. Each process hashes the subfolder of arrays that it wrote and leaves the result there as a
 part; process 0 hashes the rest and collects the parts.
 
-Orbax writes two small files during the commit. `seal` adds their checksums afterwards; until then
-they may exist without one.
+Orbax writes two small files during the commit, and an evaluation that is made up for writes a
+third. `seal` adds their checksums afterwards; until then they may exist without one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from flax_transformers.storage.paths import exists, is_bucket, list_files
 INDEX_NAME = "DIGESTS.json"
 PART_NAME = "DIGESTS.part"
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
+META_UPDATE = "meta_update.json"
+"""Fields of the step's meta that are newer than those it was saved with."""
+_LATE_FILES = (*COMMIT_FILES, META_UPDATE)
 
 _THREADS = 4
 
@@ -60,20 +63,23 @@ def write_checksum_index(folder: epath.Path) -> None:
             read = {}
         files |= {below + n: digest for n, digest in read.items() if below + n in present}
         (folder / part).unlink()
-    rest = [name for name in names if name not in files and name not in (*parts, *COMMIT_FILES)]
+    rest = [name for name in names if name not in files and name not in (*parts, *_LATE_FILES)]
     _write(folder / INDEX_NAME, _encode(files | _hash_files(folder, rest)))
 
 
 def seal(folder: epath.Path) -> None:
-    """Adds the files of the commit to the index of a committed step, atomically."""
+    """Adds the files that came later to the index of a committed step, atomically."""
     files = _decode((folder / INDEX_NAME).read_bytes())
-    late = [name for name in COMMIT_FILES if (folder / name).exists()]
-    content = _encode(files | _hash_files(folder, late))
+    late = [name for name in _LATE_FILES if (folder / name).exists()]
+    write_late(folder, INDEX_NAME, _encode(files | _hash_files(folder, late)))
+
+
+def write_late(folder: epath.Path, name: str, content: bytes) -> None:
+    """Writes a file of a committed step, atomically."""
     if is_bucket(folder):  # objects are replaced atomically
-        (folder / INDEX_NAME).write_bytes(content)
+        (folder / name).write_bytes(content)
     else:  # with the temporary file beside the step folder: a killed process leaves nothing in it
-        temporary = folder.parent / f".{INDEX_NAME}.tmp"
-        write_atomically(folder / INDEX_NAME, content, temporary=temporary)
+        write_atomically(folder / name, content, temporary=folder.parent / f".{name}.tmp")
 
 
 def verify(folder: epath.Path) -> list[str]:
@@ -90,7 +96,7 @@ def verify(folder: epath.Path) -> list[str]:
         return [f"{INDEX_NAME} is damaged"]
     present = set(list_files(folder)) - {INDEX_NAME}
     missing = [f"{name} is missing" for name in sorted(expected.keys() - present)]
-    added = sorted(present - expected.keys() - set(COMMIT_FILES))
+    added = sorted(present - expected.keys() - set(_LATE_FILES))
     if missing or added:
         return missing + [f"{name} does not belong to it" for name in added]
     with ThreadPoolExecutor(_THREADS) as threads:

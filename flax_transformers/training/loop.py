@@ -179,8 +179,8 @@ def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
     if run.is_writer:
         run.clock.resume(read_metrics(run.workdir), position.step)
     with run.listeners.writing(position.step):
-        if begun.unevaluated is not None:
-            _make_up_evaluation(run, state, position, begun.unevaluated)
+        if begun.unevaluated:
+            _make_up_evaluation(run, state, position)
         early = reason_to_stop_early(config, position)
         while position.step < config.total_steps and not stop.obeyed and early is None:
             position = position.normalized(config)
@@ -323,11 +323,9 @@ def _evaluate(
     return position.evaluated(run.config, row)
 
 
-def _make_up_evaluation(
-    run: Run, state: TrainState, position: RunPosition, meta: dict[str, Any]
-) -> None:
-    """Evaluates the step of a checkpoint that lacks its evaluation, and saves it again, with the
-    scores in its ``meta``. Raises UserError."""
+def _make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> None:
+    """Evaluates the step of a checkpoint that lacks its evaluation, and adds the scores to its
+    meta. Raises UserError."""
     log.info("evaluating step %d, whose evaluation is missing", position.step)
     phases = run.config.phases
     phase = phases[min(position.phase, len(phases) - 1)]
@@ -338,8 +336,7 @@ def _make_up_evaluation(
     with watchdog.phase("save"):
         run.listeners.flush()
         scored = {"metrics": dict(run.latest), "evaluations": position.evaluations}
-        meta = meta | scored | {"config": to_json(run.config)}
-        run.checkpoints.save(position.step, state, meta, run.tokenizer_files, replaces=True)
+        run.checkpoints.update_meta(position.step, scored | {"config": to_json(run.config)})
 
 
 def _save(

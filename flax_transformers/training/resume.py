@@ -80,8 +80,8 @@ class StartPoint:
     """Sums and counts of the steps after the last row of metrics."""
     diverging_steps: int = 0
     """Consecutive steps up to this position that were skipped for values that are not finite."""
-    unevaluated: dict[str, Any] | None = None
-    """The meta of a checkpoint that lacks the evaluation of its step, as after one that failed."""
+    unevaluated: bool = False
+    """Whether the checkpoint lacks the evaluation of its step, as after one that failed."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,12 @@ def _restore(
     run.latest.update(meta["metrics"])
     evaluated = {row["step"] for row in meta.get("evaluations", [{"step": position.step}])}
     due = position.evaluation_is_due(run.config) and not position.evaluation_pending
-    missing = due and position.step not in evaluated
     return StartPoint(
         restored.state.completed(run.trainer.abstract, run.trainer.model),
         position,
         meta.get("totals", {}),
         meta.get("diverging_steps", 0),
-        meta if missing else None,
+        due and position.step not in evaluated,
     )
 
 

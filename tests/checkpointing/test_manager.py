@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +230,31 @@ def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> N
             checkpoints.save(step, state, {"metrics": {"loss": losses[step]}})
         checkpoints.close()
     assert Checkpoints(tmp_path, config).steps() == [20, 40, 60, 70]
+
+
+def test_meta_that_is_set_later_keeps_a_step_intact_at_each_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, state = CheckpointConfig(keep_best=1), make_state(abstract_state(make_mesh(1, 1, 1)))
+    saved = write_steps(tmp_path, 5)
+    checkpoints = Checkpoints(tmp_path, config)
+    inode = (tmp_path / "5" / "state" / "_METADATA").stat().st_ino
+    changes = {"metrics": {"eval/loss": 1.0}}
+    with monkeypatch.context() as patched:
+        patched.setattr(checksums, "seal", Mock(side_effect=KeyboardInterrupt))  # as if killed
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.update_meta(5, changes)
+    restored = restore_newest(tmp_path)
+    assert (fingerprint(restored.state), restored.meta["metrics"]) == (saved[5], changes["metrics"])
+    checkpoints.update_meta(5, changes)
+    assert checksums.verify(epath.Path(tmp_path / "5")) == []
+    assert (tmp_path / "5" / "state" / "_METADATA").stat().st_ino == inode
+    for step in (6, 7, 8, 9):  # it is the best from then on
+        checkpoints.save(step, state, {"metrics": {"eval/loss": 2.0}})
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 7, 8, 9]
+    flip_bit(tmp_path / "5" / "meta_update.json")
+    assert checksums.verify(epath.Path(tmp_path / "5")) == ["meta_update.json has changed"]
 
 
 def test_what_a_killed_write_left_behind_is_removed_by_the_next_save(tmp_path: Path) -> None:

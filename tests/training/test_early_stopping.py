@@ -222,6 +222,7 @@ def test_an_evaluation_that_failed_is_made_up_for(corpus, tmp_path, fails_at, ca
     assert find_checkpoint(tmp_path / "run" / "checkpoints" / "best").step == fails_at
     rows = [row for row in read_metrics(tmp_path / "run") if "eval/loss" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert list((tmp_path / "run" / "checkpoints").glob("unused-*")) == []
     before = list(scored)
     assert train().metrics["eval/loss"] == outcome.metrics["eval/loss"] and scored == before
 
