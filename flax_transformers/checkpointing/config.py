@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from flax_transformers import ranges
+from flax_transformers.monitoring.metric_mode import Mode, mode_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class CheckpointConfig:
     """Keep this many with the best ``best_metric``, besides the latest, and save after every
     evaluation that is the best so far; 0: neither. See ``find_checkpoint`` for the name "best"."""
     best_metric: str = "eval/loss"
-    best_mode: Literal["min", "max"] = "min"
-    """Whether lower or higher is better."""
+    best_mode: Mode | None = None
+    """Whether lower or higher is better; None: known from the metric's name."""
     asynchronous: bool = True
     """Write in the background while training continues."""
     export_every: int | None = None
@@ -45,6 +46,16 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "checkpoints")
+        if self.best_mode is None and mode_of(self.best_metric) is None:
+            raise ranges.OutOfRange(
+                f"checkpoints.best_metric is {ranges.shown(self.best_metric)}, whose name does not "
+                "say whether lower or higher is better; set checkpoints.best_mode to min or max"
+            )
+
+    @property
+    def mode(self) -> Mode:
+        """``best_mode``, or that of the metric's name."""
+        return self.best_mode or mode_of(self.best_metric) or "min"
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class EarlyStopping:
     """An improvement is a change of the metric by more than this."""
     metric: str | None = None
     """Such as "eval/accuracy", together with ``mode``; None: ``checkpoints.best_metric``."""
-    mode: Literal["min", "max"] | None = None
+    mode: Mode | None = None
     """Whether lower or higher is better."""
 
     RANGES: ClassVar[ranges.Ranges] = {

@@ -269,7 +269,7 @@ class Checkpoints:
 
     def _new_retention(self) -> Retention:
         config = self.config
-        return Retention(config.keep_latest, config.keep_every, config.keep_best, config.best_mode)
+        return Retention(config.keep_latest, config.keep_every, config.keep_best, config.mode)
 
     def _note(self, step: int, meta: dict[str, Any]) -> None:
         """Registers a step of this run with the retention."""

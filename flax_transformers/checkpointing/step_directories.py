@@ -21,6 +21,7 @@ from typing import Any
 from etils import epath
 
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metric_mode import mode_of
 from flax_transformers.storage import checksums
 from flax_transformers.storage.paths import absolute, exists, is_bucket, is_folder, list_files
 
@@ -298,7 +299,8 @@ def _best_metric(config: Any) -> tuple[str, str]:
     stops = stopping.get("patience") is not None and stopping.get("metric") is not None
     if stops and not settings.get("keep_best"):
         return stopping["metric"], stopping["mode"]
-    return settings.get("best_metric", "eval/loss"), settings.get("best_mode", "min")
+    metric = settings.get("best_metric", "eval/loss")
+    return metric, settings.get("best_mode") or mode_of(metric) or "min"
 
 
 def _is_foreign(folder: epath.Path, step: int) -> bool:

@@ -14,7 +14,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def check(sweep: StudyRuns) -> None:
     known = record.get("runs", [])  # a smaller grid does not remove runs
     runs = list(dict.fromkeys([*known, *(run.trainings[-1].workdir.name for run in sweep.runs)]))
     if runs != known and jax.process_index() == 0:
-        base = to_json(sweep.study.base) if base is None else base
+        base = to_json(_with_mode(sweep.study.base)) if base is None else base
         write_side_file(sweep.folder / RECORD, _json({"base": base, "runs": runs}))
 
 
@@ -88,9 +88,16 @@ def _check_point(point: Point) -> None:
 
 def _check_same(saved: Any, config: TrainConfig, where: str) -> None:
     stopping, defining = config.early_stopping, _DEFINING
+    config = _with_mode(config)
     if stopping.patience is not None and stopping.metric is None:
         defining = (*_DEFINING, "checkpoints")  # whose best metric decides where a run stops
     check_resumable(saved, config, where, defining, _FREE_WITHIN)
+
+
+def _with_mode(config: TrainConfig) -> TrainConfig:
+    """With the mode of the best metric, which earlier versions always wrote."""
+    kept = config.checkpoints
+    return replace(config, checkpoints=replace(kept, best_mode=kept.mode))
 
 
 def _check_workdir(training: Training) -> None:
@@ -183,7 +190,7 @@ def _scores(training: Training) -> dict[str, float]:
 
 def _record(training: Training, failure: str | None = None, step: int | None = None) -> None:
     if jax.process_index() == 0:
-        config = to_json(training.config)
+        config = to_json(_with_mode(training.config))
         content = {"config": config, "finished_step": step, "failure": failure}
         write_side_file(training.workdir / RECORD, _json(content))
 

@@ -14,6 +14,7 @@ from etils import epath
 from flax_transformers import ranges
 from flax_transformers.config_json import register_types_of, to_json
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metric_mode import mode_of
 from flax_transformers.training.config import TrainConfig
 
 Variant = Mapping[str, Any] | Callable[[TrainConfig], TrainConfig]
@@ -25,11 +26,6 @@ Override = Callable[[TrainConfig, Sequence[str]], TrainConfig]
 
 _NAME = re.compile(r"[\w.+=-]+")
 _VALUE_LENGTH = 40
-_HIGHER = (
-    r"accuracy|f1|precision|recall|exact_match|bleu|chrf|rouge\w|\w*correlation|tokens_per_second|"
-    r"examples_per_second|mfu|goodput"
-)
-_LOWER = r"\w*loss|perplexity|mse|step_time_s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +80,15 @@ class Study:
     @property
     def higher_is_better(self) -> bool:
         """The direction of the metric. Raises UserError if it is unknown."""
-        kind = self.metric.removeprefix("eval/")
-        for pattern, higher in ((_HIGHER, True), (_LOWER, False)):
-            if self.maximize is None and re.search(rf"(^|[/_])({pattern})($|_)", kind):
-                return higher
-        if self.maximize is None:
+        if self.maximize is not None:
+            return self.maximize
+        mode = mode_of(self.metric)
+        if mode is None:
             raise UserError(
                 f"it is not known whether more of --metric {self.metric} is better; add --maximize "
                 "or --minimize"
             )
-        return self.maximize
+        return mode == "max"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.base import DataConfig, EvaluationSet
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
+from flax_transformers.monitoring.metric_mode import Mode
 from flax_transformers.monitoring.sinks import SinkConfig
 from flax_transformers.objectives.base import Objective
 from flax_transformers.optim.ema import EMAConfig
@@ -211,12 +212,12 @@ class TrainConfig:
         return replace(self.checkpoints, keep_best=1, best_metric=metric, best_mode=mode)
 
     @property
-    def stopping_metric(self) -> tuple[str, Literal["min", "max"]]:
+    def stopping_metric(self) -> tuple[str, Mode]:
         """Metric and mode of early stopping."""
         own = self.early_stopping
         if own.metric is not None and own.mode is not None:
             return own.metric, own.mode
-        return self.checkpoints.best_metric, self.checkpoints.best_mode
+        return self.checkpoints.best_metric, self.checkpoints.mode
 
 
 _DEFINES_RUN = ("model", "objective", "data", "lora", "seed")

@@ -83,7 +83,7 @@ class RunPosition:
         self.evaluations.append({"step": self.step, **watched})
         if not kept.keep_best or kept.best_metric not in scores:
             return False
-        return not evaluations_since_best(self.evaluations, kept.best_metric, kept.best_mode)
+        return not evaluations_since_best(self.evaluations, kept.best_metric, kept.mode)
 
     def done(self, config: TrainConfig) -> bool:
         """Whether the phase is over."""

@@ -33,7 +33,9 @@ from flax_transformers.checkpointing.manager import (
     find_checkpoint,
     restore_params,
 )
+from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
+from flax_transformers.ranges import OutOfRange
 from flax_transformers.storage import checksums
 from tests.checkpointing.checkpointing import (
     Tree,
@@ -230,6 +232,26 @@ def test_the_latest_the_regular_and_the_best_steps_are_kept(tmp_path: Path) -> N
             checkpoints.save(step, state, {"metrics": {"loss": losses[step]}})
         checkpoints.close()
     assert Checkpoints(tmp_path, config).steps() == [20, 40, 60, 70]
+
+
+@pytest.mark.slow
+def test_the_highest_accuracy_is_the_best_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    state = make_state(abstract_state(make_mesh(1, 1, 1)))
+    accuracies = {10: 0.1, 20: 0.9, 30: 0.5}
+    for mode, best in ((None, 20), ("min", 10)):
+        config = CheckpointConfig(1, keep_best=1, best_metric="eval/accuracy", best_mode=mode)
+        checkpoints = Checkpoints(tmp_path / str(mode), config)
+        for step, accuracy in accuracies.items():
+            meta = {"position": {"step": step}, "metrics": {"eval/accuracy": accuracy}}
+            checkpoints.save(step, state, meta | {"config": {"checkpoints": to_json(config)}})
+        checkpoints.close()
+        assert find_checkpoint(tmp_path / str(mode) / "best").step == best
+
+
+def test_a_metric_of_the_user_s_own_needs_a_mode() -> None:
+    with pytest.raises(OutOfRange, match="is 'eval/mine', .*; set checkpoints.best_mode to min"):
+        CheckpointConfig(best_metric="eval/mine")
+    assert CheckpointConfig(best_metric="eval/mine", best_mode="max").mode == "max"
 
 
 def test_meta_that_is_set_later_keeps_a_step_intact_at_each_moment(

@@ -214,7 +214,11 @@ def test_a_sweep_of_other_data_or_another_stopping_metric_is_refused(base, tmp_p
             replace(base, checkpoints=replace(base.checkpoints, keep_latest=7)), tmp_path / "all"
         )
     )
-    other_metric = replace(base.checkpoints, best_metric="eval/accuracy", best_mode="max")
+    record = tmp_path / "all" / "sweep.json"
+    assert json.loads(record.read_text())["base"]["checkpoints"]["best_mode"] == "min"
+    explicit = replace(base.checkpoints, best_mode="min")  # which earlier versions wrote
+    runner.check(sweep_of(replace(base, checkpoints=explicit), tmp_path / "all"))
+    other_metric = replace(base.checkpoints, best_metric="eval/accuracy")
     with pytest.raises(UserError, match="belongs to another run .checkpoints.best_metric"):
         runner.check(sweep_of(replace(base, checkpoints=other_metric), tmp_path / "all"))
 

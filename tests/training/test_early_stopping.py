@@ -86,9 +86,11 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused_before_the_run(tmp_
 
 def test_the_best_steps_by_a_metric_that_no_evaluation_has_are_refused(tmp_path):
     config = dataclasses.replace(config_of(tmp_path), early_stopping=EarlyStopping())
-    kept = dataclasses.replace(config.checkpoints, keep_best=1, best_metric="eval/acuracy")
+    kept = dataclasses.replace(config.checkpoints, keep_best=1, best_metric="eval/acc_accuracy")
     config = dataclasses.replace(config, checkpoints=kept)
-    with pytest.raises(UserError, match="'eval/acuracy', is not among .*; set checkpoints.best_m"):
+    with pytest.raises(
+        UserError, match="'eval/acc_accuracy', is not among .*; set checkpoints.best_m"
+    ):
         RunPosition(2).evaluated(config, {"eval/accuracy": 1.0})
 
 
