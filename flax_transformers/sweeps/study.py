@@ -20,7 +20,8 @@ from flax_transformers.training.config import TrainConfig
 Variant = Mapping[str, Any] | Callable[[TrainConfig], TrainConfig]
 """Config fields and their values, ``{"model.activation": "relu"}``, or a function of the base."""
 FineTune = Callable[[TrainConfig, str], TrainConfig]
-"""Config of a second training, from the config and the workdir of the first."""
+"""Config of a second training, from the config and the workdir of the first, which is still empty
+then. An ``init_from`` that it sets, such as a step in that workdir, stays."""
 Override = Callable[[TrainConfig, Sequence[str]], TrainConfig]
 """Sets fields of a config from the tokens of a command line, as `cli.parsing.override` does."""
 
@@ -147,7 +148,8 @@ class StudyRuns:
         if fine_tune is not None:
             start = str(first.workdir)
             second = _returned(fine_tune, "fine_tune", first.config, start)
-            second = replace(second, init_from=start, seed=seed)
+            unchanged = second.init_from == first.config.init_from
+            second = replace(second, init_from=start if unchanged else second.init_from, seed=seed)
             trainings.append(Training(second, self.folder / f"{name},fine_tuned"))
         return StudyRun(name, point, seed, tuple(trainings))
 

@@ -127,6 +127,17 @@ def test_fine_tuning_is_a_second_training_from_the_weights_of_the_first():
     assert (second.config.seed, second.config.data.store) == (1, "/runs/seed=1/store")
 
 
+def test_fine_tuning_can_choose_the_weights_it_starts_from():
+    base = replace(BASE, init_from="hub/model")
+    for chosen in ("checkpoints/best", "checkpoints/5"):
+        study = Study(base=base, fine_tune=lambda config, workdir, chosen=chosen: replace(
+            config, init_from=f"{workdir}/{chosen}"))  # fmt: skip
+        found = points(study, {}, override)
+        (run,) = StudyRuns(study, tuple(found), found[0], epath.Path("/runs")).runs
+        starts = [training.config.init_from for training in run.trainings]
+        assert starts == ["hub/model", f"/runs/seed=0/{chosen}"]
+
+
 def test_fine_tuning_can_differ_between_variants():
     def fine_tune(steps):
         return lambda config, workdir: replace(
