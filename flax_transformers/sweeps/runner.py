@@ -14,7 +14,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def check(sweep: StudyRuns) -> None:
     if base is not None:
         _check_same(base, sweep.study.base, str(sweep.folder))
     for point in sweep.points:
-        _check_point(point)
+        _check_point(point, sweep.study.base)
     for run in sweep.runs:
         for training in run.trainings:
             _check_workdir(training)
@@ -77,13 +77,27 @@ def check(sweep: StudyRuns) -> None:
         write_side_file(sweep.folder / RECORD, _json({"base": base, "runs": runs}))
 
 
-def _check_point(point: Point) -> None:
+def _check_point(point: Point, base: TrainConfig) -> None:
     try:
         config = runtime.with_initial_model(point.config, point.overrides)
+        if point.config.init_from == base.init_from:
+            _check_model(base.model, point.config.model, config.model)
         checked_mesh(config)
         check_config(config)
     except UserError as error:
         raise UserError(f"grid point {point.name or 'of the config'}: {error}") from error
+
+
+def _check_model(base: Any, wanted: Any, found: Any) -> None:
+    """``wanted``: the model of a point; ``found``: the one that is trained, which has the fields of
+    published weights. Raises UserError for a field that differs from ``base`` and is not kept."""
+    for one in fields(wanted):
+        ours, theirs = getattr(wanted, one.name), getattr(found, one.name, None)
+        if ours != theirs and ours != getattr(base, one.name, None):
+            raise UserError(
+                f"model.{one.name} {ours!r} has no effect, as the weights of init_from have "
+                f"{theirs!r}; leave the point out, or set init_from to other weights"
+            )
 
 
 def _check_same(saved: Any, config: TrainConfig, where: str) -> None:

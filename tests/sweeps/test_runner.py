@@ -23,6 +23,7 @@ from flax_transformers.sweeps.table import make_table
 from flax_transformers.testing import batches_with_nan, tiny_config, write_corpus
 from flax_transformers.training.config import Logging
 from flax_transformers.training.loop import Outcome
+from tests.huggingface.tensors import drawn_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
@@ -230,6 +231,20 @@ def test_grid_points_are_checked_before_the_first_run(base, tmp_path, trained):
     with pytest.raises(UserError, match="grid point b: .*warmup_steps"):
         runner.check(StudyRuns(study, (bad,), bad, epath.Path(tmp_path / "all")))
     assert not (tmp_path / "all").exists()
+
+
+def test_a_variant_that_changes_what_published_weights_fix_is_refused(base, tmp_path, trained):
+    def deeper(base):
+        return replace(base, model=replace(base.model, num_layers=7))
+
+    def dropped(base):
+        return replace(base, model=replace(base.model, dropout=0.3))
+
+    ft.save_pretrained(tmp_path / "hf", *drawn_model("BertForMaskedLM"))
+    start = replace(base, init_from=str(tmp_path / "hf"))
+    runner.check(sweep_of(start, tmp_path / "one", variants={"a": {}, "b": dropped}))
+    with pytest.raises(UserError, match="grid point b,steps=3: model.num_layers 7 has no effect"):
+        runner.check(sweep_of(start, tmp_path / "all", variants={"a": {}, "b": deeper}))
 
 
 def test_fine_tuning_continues_from_the_weights_and_is_what_is_scored(base, tmp_path, capsys):
