@@ -69,7 +69,7 @@ def check(sweep: StudyRuns) -> None:
         _check_point(point, sweep.study.base)
     for run in sweep.runs:
         for training in run.trainings:
-            _check_workdir(training)
+            _check_workdir(training, run.trainings[0].workdir)
     known = record.get("runs", [])  # a smaller grid does not remove runs
     runs = list(dict.fromkeys([*known, *(run.trainings[-1].workdir.name for run in sweep.runs)]))
     if runs != known and jax.process_index() == 0:
@@ -114,16 +114,32 @@ def _with_mode(config: TrainConfig) -> TrainConfig:
     return replace(config, checkpoints=replace(kept, best_mode=kept.mode))
 
 
-def _check_workdir(training: Training) -> None:
-    """The workdir has no other run in it than this one."""
+def _check_workdir(training: Training, first: epath.Path) -> None:
+    """The workdir has no other run in it than this one. ``first``: that of its first training,
+    whose paths in the record follow where the folder of the sweep was moved."""
     saved = _read(training.workdir)
     if saved is not None:
-        _check_same(saved.get("config"), training.config, str(training.workdir))
+        config = saved.get("config")
+        if training.workdir != first:
+            config = _moved(config, first)
+        _check_same(config, training.config, str(training.workdir))
     elif (training.workdir / "config.json").exists():
         raise UserError(
             f"{training.workdir} holds a run that no sweep has started; choose another --workdir, "
             "or move this folder away"
         )
+
+
+def _moved(saved: Any, workdir: epath.Path) -> Any:
+    """A JSON config with the paths in the folder that was called as ``workdir`` in ``workdir``."""
+    if isinstance(saved, dict):
+        return {name: _moved(value, workdir) for name, value in saved.items()}
+    if isinstance(saved, list):
+        return [_moved(value, workdir) for value in saved]
+    parts = saved.split("/") if isinstance(saved, str) else []
+    if workdir.name not in parts:
+        return saved
+    return "/".join([str(workdir), *parts[parts.index(workdir.name) + 1 :]])
 
 
 def train_all(todo: Sequence[StudyRun]) -> bool:

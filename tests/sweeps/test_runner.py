@@ -13,6 +13,7 @@ import flax_transformers as ft
 from flax_transformers import run as runs
 from flax_transformers.checkpointing.config import EarlyStopping
 from flax_transformers.cli.parsing import override
+from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.optim.schedules import Schedule
@@ -245,6 +246,20 @@ def test_a_variant_that_changes_what_published_weights_fix_is_refused(base, tmp_
     runner.check(sweep_of(start, tmp_path / "one", variants={"a": {}, "b": dropped}))
     with pytest.raises(UserError, match="grid point b,steps=3: model.num_layers 7 has no effect"):
         runner.check(sweep_of(start, tmp_path / "all", variants={"a": {}, "b": deeper}))
+
+
+def test_a_sweep_with_fine_tuning_is_resumed_where_its_folder_was_moved(base, tmp_path, trained):
+    def fine_tune(config, workdir):
+        return replace(config, data=replace(config.data, source=TextSource(f"{workdir}/made.txt")))
+
+    def from_another_step(config, workdir):
+        return replace(fine_tune(config, workdir), init_from=f"{workdir}/checkpoints/2")
+
+    assert trained_all(sweep_of(base, tmp_path / "all", fine_tune=fine_tune))
+    moved = (tmp_path / "all").rename(tmp_path / "moved")
+    assert trained_all(sweep_of(base, moved, fine_tune=fine_tune)) and len(trained) == 2
+    with pytest.raises(UserError, match="belongs to another run .init_from"):
+        runner.check(sweep_of(base, moved, fine_tune=from_another_step))
 
 
 def test_fine_tuning_continues_from_the_weights_and_is_what_is_scored(base, tmp_path, capsys):
