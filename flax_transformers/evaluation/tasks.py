@@ -104,12 +104,13 @@ class Task:
     )
 
 
-_TRANSLATION_METRICS = ("eval/bleu", "eval/chrf", "eval/rouge")
+_TRANSLATION_METRICS = ("bleu", "chrf", "rouge")
 
 
 def _translation(run: EvaluatedRun) -> list[Evaluator]:
     kept = run.config.retention
-    depends = kept.keep_best and kept.best_metric.startswith(_TRANSLATION_METRICS)
+    name = kept.best_metric.rpartition("/")[2]  # also of an evaluation set
+    depends = kept.keep_best and name.startswith(_TRANSLATION_METRICS)
     every = depends or run.config.early_stopping.patience is not None
     at_step = None if every or run.workdir is None else run.config.total_steps
     return translation_evaluator(run.config, run.prepared, run.model, at_step, run.predictions)

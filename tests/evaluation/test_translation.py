@@ -12,7 +12,7 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
-from flax_transformers.evaluation import translation
+from flax_transformers.evaluation import tasks, translation
 from flax_transformers.evaluation.tasks import baselines
 from flax_transformers.evaluation.translation import (
     pairs_of,
@@ -43,6 +43,19 @@ def prepared(tmp_path_factory):
     )
     config = tiny_config("pairs.tsv", "store", objective=SequenceToSequence())
     return config, prepare(dataclasses.replace(data, prepare_processes=1), folder / "store")
+
+
+@pytest.mark.parametrize("metric", ["eval/bleu", "eval/newstest/rougeL", "eval/loss"])
+def test_translations_are_scored_at_each_evaluation_that_the_best_step_depends_on(
+    prepared, tmp_path, monkeypatch, metric
+):
+    config, data = prepared
+    kept = dataclasses.replace(config.checkpoints, keep_best=1, best_metric=metric)
+    at_step = []
+    monkeypatch.setattr(tasks, "translation_evaluator", lambda *given: at_step.append(given[3]))
+    run = tasks.EvaluatedRun(dataclasses.replace(config, checkpoints=kept), data, None, tmp_path)
+    tasks.task_of(config.objective).evaluators(run)
+    assert at_step == [config.total_steps if metric == "eval/loss" else None]
 
 
 def test_the_unigram_of_targets_counts_ids_of_their_own_tokenizer(prepared, tmp_path):
