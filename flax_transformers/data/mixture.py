@@ -149,6 +149,11 @@ class MixedText(ReadsText, DataConfig):
         return tuple(weight / sum(found) for weight in found)
 
     def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> TextData:
+        if one.name in [component.name for component in self.components]:
+            raise UserError(
+                f"evaluation.sets has {one.name!r}, as a component of the mixture is called, whose "
+                "predictions and reports have the same files; give the set another name"
+            )
         part = replace(self.part(Component(name="", source=one.source)), store=self.store)
         return part.of_evaluation_set(one, label_names)
 

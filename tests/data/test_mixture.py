@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.mixture import Component, MixedText, in_proportion
 from flax_transformers.data.pipeline.examples import MixedExamples
@@ -15,6 +16,9 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.check_run import check_config
+from flax_transformers.training.config import Evaluation
 from tests.data.pipeline.test_loader import Numbers, joined, over_hosts, stream, take
 from tests.data.prepare.test_text import write_corpus
 
@@ -197,3 +201,15 @@ def test_training_texts_keep_to_the_shares_and_small_corpora_are_repeated():
 def test_mixtures_that_cannot_be_are_refused(data, change, message):
     with pytest.raises(UserError, match=message):
         replace(data, **change(data.components))
+
+
+def test_an_evaluation_set_is_not_called_as_a_component(data, tmp_path):
+    source = TextSource(str(tmp_path / "de.jsonl"))
+    config = tiny_config("text.txt", "store", data=data)
+    good, bad = (
+        replace(config, evaluation=Evaluation(sets=(EvaluationSet(name, source),)))
+        for name in ("news", "de")
+    )
+    check_config(good)
+    with pytest.raises(UserError, match="'de', as a component .*; give the set another name"):
+        check_config(bad)
