@@ -156,6 +156,16 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
     return meta
 
 
+def config_of_run(meta: Mapping[str, Any], workdir: epath.Path) -> Any:
+    """The config in a checkpoint's meta, as JSON. Raises UserError for converted weights."""
+    if "config" not in meta:
+        raise UserError(
+            f"{workdir} holds converted weights and no run to resume; choose another --workdir, "
+            f"and start from the weights with --init-from {workdir}"
+        )
+    return meta["config"]
+
+
 def update_meta(folder: epath.Path, changes: Mapping[str, Any]) -> None:
     """Sets fields of the meta of a committed step. It stays intact if the process is killed."""
     checksums.write_late(folder, checksums.META_UPDATE, json.dumps(changes).encode())

@@ -14,6 +14,7 @@ from etils import epath
 
 from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.checkpointing.step_directories import (
+    config_of_run,
     finished_steps,
     is_local,
     problems,
@@ -161,7 +162,7 @@ def check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
         folder = directory / str(step)
         if problems(folder) != []:
             continue
-        saved = read_meta(folder)["config"]
+        saved = config_of_run(read_meta(folder), workdir)
         try:
             trained = from_json(saved).model
         except UserError:  # of another version: `check_meta` says so
@@ -183,7 +184,7 @@ def check_meta(
             f"{where} has a state of version {version}, and this version of flax_transformers "
             f"reads versions up to {STATE_VERSION}; use the version that wrote it"
         )
-    for change in check_resumable(meta["config"], config, where):
+    for change in check_resumable(config_of_run(meta, workdir), config, where):
         log.info("changed since the checkpoint: %s", change)
     trained_with = {name: meta[name] for name in TOKENIZERS if meta.get(name) is not None}
     if trained_with != _fingerprints(prepared):

@@ -6,9 +6,12 @@ import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from etils import epath
 
+from flax_transformers.checkpointing.config import CheckpointConfig
+from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.data.dataset import Dataset, prepare
@@ -16,11 +19,13 @@ from flax_transformers.data.prepare.cached_stores import Tokenizers
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.restore import converted_meta
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.run_state import (
     RunPosition,
     check_meta,
+    check_same_run,
     checkpoint_meta,
     tokenizers_of_run,
 )
@@ -89,6 +94,18 @@ def test_a_store_with_another_tokenizer_is_refused_and_says_what_helps(config, t
     with pytest.raises(UserError, match=r"another tokenizer .*set --data.store .* to a new folder"):
         resume(meta, other, tmp_path, of_run)
     resume(meta, with_data(config, store=str(tmp_path / "new")), tmp_path, of_run)
+
+
+def test_converted_weights_are_no_run_to_resume(config, tmp_path):
+    meta, run = converted_meta(config.model), epath.Path(tmp_path / "run")
+    says = "run holds converted weights and no run to resume; .* --init-from .*/run"
+    with pytest.raises(UserError, match=says):
+        resume(meta, config, tmp_path)
+    checkpoints = Checkpoints(run / "checkpoints", CheckpointConfig(asynchronous=False))
+    checkpoints.save(0, {"params": np.zeros(1)}, meta)
+    checkpoints.close()
+    with pytest.raises(UserError, match=says):
+        check_same_run(config, run)
 
 
 def test_other_examples_are_refused(config, tmp_path):
