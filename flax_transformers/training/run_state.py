@@ -200,14 +200,16 @@ def check_meta(
             "--data.store to the store it was trained on, or choose another --workdir"
         )
     position, phases = RunPosition.saved_in(meta), config.phases
-    if position.normalized(config).phase >= len(phases) and position.step < sum(
-        phase.steps for phase in phases
-    ):
+    trained = [from_json(phase) for phase in meta["config"]["phases"]]
+    number, before = position.phase, sum(phase.steps for phase in trained[: position.phase])
+    if position.done(config):
+        number, before = number + 1, position.step
+    if position.step < config.total_steps and before != sum(one.steps for one in phases[:number]):
         raise UserError(
-            f"{where} is in phase {position.phase}, but the config has {len(phases)} phase(s); "
-            "keep the phases that are done, and add to the last one"
+            f"{where} has trained phases of {before} steps before phases.{number}, the config has "
+            "others; keep the steps of the phases that are done, and change those of later ones"
         )
-    saved = from_json(meta["config"]["phases"][position.phase]).sequence_length
+    saved = trained[position.phase].sequence_length
     if not position.done(config) and phases[position.phase].sequence_length != saved:
         raise UserError(
             f"{where} is in the middle of a phase with sequence_length {saved}, the config has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import replace
@@ -94,6 +95,34 @@ def test_a_store_with_another_tokenizer_is_refused_and_says_what_helps(config, t
     with pytest.raises(UserError, match=r"another tokenizer .*set --data.store .* to a new folder"):
         resume(meta, other, tmp_path, of_run)
     resume(meta, with_data(config, store=str(tmp_path / "new")), tmp_path, of_run)
+
+
+@pytest.mark.parametrize(
+    ("position", "steps", "refused"),
+    [
+        (RunPosition(step=12, phase=1), (10, 20, 5), False),
+        (RunPosition(step=12, phase=1), (10, 40), False),
+        (RunPosition(step=12, phase=1), (11, 20), True),
+        (RunPosition(step=12, phase=1), (9, 20), True),
+        (RunPosition(step=12, phase=1), (30,), True),
+        (RunPosition(step=10), (15, 20), False),  # trained further in its phase
+        (RunPosition(step=10), (10, 40), False),
+        (RunPosition(step=10), (8, 20), True),
+        (RunPosition(step=30, phase=1), (8, 20), False),  # it is through
+    ],
+)
+def test_phases_that_are_done_keep_their_steps(config, tmp_path, position, steps, refused):
+    def with_phases(*steps):
+        return replace(config, phases=tuple(replace(config.phases[0], steps=n) for n in steps))
+
+    _, prepared = saved(config, tmp_path)
+    meta = checkpoint_meta(with_phases(10, 20), prepared, position, {}, {}, 0, 0)
+    with (
+        pytest.raises(UserError, match="keep the steps of the phases that are done")
+        if (refused)
+        else contextlib.nullcontext()
+    ):
+        resume(meta, with_phases(*steps), tmp_path)
 
 
 def test_converted_weights_are_no_run_to_resume(config, tmp_path):
