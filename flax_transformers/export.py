@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -154,9 +154,12 @@ def as_transformers_reads_it(
     return export_folder(Path(tokenizer), scratch / "exported", limit, types, objective)
 
 
-def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tuple[Any, list[str]]:
+def write_run(
+    directory: Path, model: Any, params: Any, found: SavedStep, averaged: Sequence[int] = ()
+) -> tuple[Any, list[str]]:
     """Writes the model of a checkpoint to a new directory in Hugging Face format.
 
+    ``averaged``: the steps that ``params`` are the average of, if they are not those of ``found``.
     Returns the written model, and the names of the files beside its config and weights. A run whose
     targets have their own tokenizer is written without tokenizers, as one of them alone would
     encode one side wrongly.
@@ -171,15 +174,16 @@ def write_run(directory: Path, model: Any, params: Any, found: SavedStep) -> tup
         objective = None
         with suppress(UserError):  # a type that is not registered here
             objective = saved_part(found, "objective")
-        return _write(directory, model, params, Path(folder), found.meta, describe, objective)
+        card = partial(model_card.model_card, meta=found.meta, averaged=averaged)
+        return _write(directory, model, params, Path(folder), card, describe, objective)
 
 
 def _write(
-    directory: Path, model: Any, params: Any, folder: Path, meta: Mapping[str, Any], describe: Any,
-    objective: object,
+    directory: Path, model: Any, params: Any, folder: Path, card: Callable[[Any], str],
+    describe: Any, objective: object,
 ) -> tuple[Any, list[str]]:  # fmt: skip
     """``write_run``, with the tokenizers in ``folder``. ``describe``: the files beside a trained
-    model, by its config and the folder of its tokenizer; ``meta``: as that of a checkpoint;
+    model, by its config and the folder of its tokenizer; ``card``: its model card, by its config;
     ``objective``: that of the run, None if it is unknown."""
     tokenizer = None if (folder / "target_tokenizer").is_dir() else folder / "tokenizer"
     files: dict[str, dict[str, Any] | str] = {}
@@ -190,7 +194,7 @@ def _write(
         warn_of_another_class(beside, family_of(config).model_type(config.architecture))
         if describe is not None:
             files |= describe(model.config, beside)
-            files[model_card.FILE] = model_card.model_card(model.config, meta)
+            files[model_card.FILE] = card(model.config)
         added = [name for name in files if name != CONFIG]
         names = list(dict.fromkeys([*carried_files(beside), *added]))
         save_directory(directory, model, params, tokenizer_from=beside, files=files)
@@ -283,7 +287,8 @@ class Exporter(Callback):
                 shutil.rmtree(folder, ignore_errors=True)
             meta = {"config": to_json(config), "position": {"step": step}}
             describe = partial(files_beside, config.data, config.objective)
-            _write(new, self._model, params, Path(scratch), meta, describe, config.objective)
+            card = partial(model_card.model_card, meta=meta)
+            _write(new, self._model, params, Path(scratch), card, describe, config.objective)
         if target.exists():  # of the same step, before the run was resumed or rolled back
             target.rename(old)
         new.rename(target)

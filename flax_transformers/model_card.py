@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax_transformers.checkpointing.step_directories import named_step, was_evaluated
 from flax_transformers.huggingface.family import build_model, family_of
 from flax_transformers.huggingface.write import published_parameters
 from flax_transformers.models.config import TransformerConfig
@@ -35,10 +36,15 @@ _TASKS = {  # the ends of names of architectures, pipelines of the hub, and clas
 }
 
 
-def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    config: TransformerConfig,
+    meta: Mapping[str, Any] | None = None,
+    averaged: Sequence[int] = (),
+) -> str:
     """The text of a card: what the model is, how it was trained and scored, and how to load it.
 
-    ``meta``: that of a run's checkpoint, with its config, step and metrics.
+    ``meta``: that of a run's checkpoint, with its config, step and metrics. ``averaged``: the steps
+    of the run whose weights the model is the average of.
     """
     family = family_of(config)
     model = build_model(config)
@@ -57,7 +63,7 @@ def model_card(config: TransformerConfig, meta: Mapping[str, Any] | None = None)
         f"{config.num_layers} layers, {config.hidden_size} wide, {config.num_heads} heads. Written "
         f"by flax_transformers {__version__}."
     )
-    run = _training(meta) if meta and isinstance(meta.get("config"), Mapping) else []
+    run = _training(meta, averaged) if meta and isinstance(meta.get("config"), Mapping) else []
     loading = _loading(auto if there else None)
     return "\n".join([*head, "", f"# {config.architecture}", "", about, "", *run, *loading]) + "\n"
 
@@ -70,7 +76,7 @@ def hub_task(architecture: str) -> tuple[str | None, str]:
     return _TASKS[ending] if ending else (None, "AutoModel")
 
 
-def _training(meta: Mapping[str, Any]) -> list[str]:
+def _training(meta: Mapping[str, Any], averaged: Sequence[int]) -> list[str]:
     run = meta["config"]
     phases = [
         f"{phase.get('steps')} steps x {phase.get('batch_size')}"
@@ -85,13 +91,15 @@ def _training(meta: Mapping[str, Any]) -> list[str]:
         "optimizer": _described(optimizer, without=("schedule",)),
         "schedule": _described(optimizer.get("schedule")),
         "seed": run.get("seed"),
-        "step": (meta.get("position") or {}).get("step"),
+        "step": named_step(meta) if not averaged else None,
+        "average of the steps": ", ".join(map(str, averaged)),
         "started from": _name_of(run["init_from"]) if run.get("init_from") else None,
     }
     table = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
+    metrics = (meta.get("metrics") or {}) if was_evaluated(meta) and not averaged else {}
     scores = {
         name: value
-        for name, value in sorted((meta.get("metrics") or {}).items())
+        for name, value in sorted(metrics.items())
         if name.startswith("eval/") and isinstance(value, int | float)
     }
     lines = ["## Training", "", "| | |", "|---|---|", *table, ""]

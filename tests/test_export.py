@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -253,6 +254,9 @@ def test_an_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path, c
     for average, used in (("2", trees[1:]), ("2,4", trees[::2]), ("3", trees)):
         out = str(tmp_path / f"average{average}")
         assert main(["convert", run, out, "--average", average]) == 0
+        card = (Path(out) / "README.md").read_text()
+        steps = {"2": "3, 4", "2,4": "2, 4", "3": "2, 3, 4"}[average]
+        assert f"| average of the steps | {steps} |" in card and "Held-out" not in card
         model, found = ft.load_pretrained(out)
         words = model.config.vocab_size  # rows of the table from here on are not exported
         leaves = [[leaf[:words] for leaf in jax.tree.leaves(tree)] for tree in (found, *used)]

@@ -173,7 +173,7 @@ def update_meta(folder: epath.Path, changes: Mapping[str, Any]) -> None:
         checksums.seal(folder)
 
 
-def named_step(meta: dict[str, Any]) -> int | None:
+def named_step(meta: Mapping[str, Any]) -> int | None:
     """The step in a checkpoint's meta; None if the meta has none."""
     position = meta.get("position")
     step = position.get("step") if isinstance(position, dict) else None
@@ -183,12 +183,17 @@ def named_step(meta: dict[str, Any]) -> int | None:
 def score_of(meta: dict[str, Any], metric: str) -> float:
     """The metric of a checkpoint, nan if it was not evaluated at its own step."""
     try:
-        evaluations = meta.get("evaluations")  # None in those of earlier versions
-        if evaluations is not None and evaluations[-1]["step"] != named_step(meta):
-            return math.nan
-        return float(meta["metrics"].get(metric, math.nan))
+        return float(meta["metrics"].get(metric, math.nan)) if was_evaluated(meta) else math.nan
     except (TypeError, ValueError, AttributeError, LookupError):
         return math.nan
+
+
+def was_evaluated(meta: Mapping[str, Any]) -> bool:
+    """Whether the metrics in a checkpoint's meta are those of its own step."""
+    evaluations = meta.get("evaluations")
+    if evaluations is None:  # of earlier versions
+        return True
+    return bool(evaluations) and evaluations[-1]["step"] == named_step(meta)
 
 
 def is_link(folder: epath.Path) -> bool:

@@ -83,7 +83,8 @@ class Convert:
                 log.info("average of the steps %s", ", ".join(step.name for step in steps))
         with watchdog.phase("save"):
             if isinstance(found, SavedStep):
-                model, names = write_run(target, model, params, found)
+                averaged = [int(step.name) for step in steps]
+                model, names = write_run(target, model, params, found, averaged)
                 carried, published = _summary_of_files(names, found), target
             else:
                 published = tokenizer_folder(found)
