@@ -68,7 +68,7 @@ def train(
         check_run(config, prepared, new=not has_checkpoint(folder))
         prepared = runtime.completed_data(config, prepared, folder)
         config = runtime.with_label_names(config, prepared)
-        load = runtime.teacher(config, prepared)
+        load = runtime.teacher(config, prepared, folder)
         sets = runtime.evaluation_sets(config, prepared)
         baselines = baselines_of_run(config, prepared, folder, sets)
         introduce(config, prepared, folder, baselines)

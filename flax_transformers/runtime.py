@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from flax_transformers import pretrained, ranges
 from flax_transformers.checkpointing.step_directories import SavedStep, has_checkpoint
+from flax_transformers.checkpointing.weights_note import note_weights
 from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
@@ -245,10 +246,14 @@ def initial_weights(config: TrainConfig) -> Callable[[Mesh], Any] | None:
     return lambda mesh: pretrained.initial_parameters(path, config.model, mesh, config.seed)
 
 
-def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[Any, Any]] | None:
+def teacher(
+    config: TrainConfig, prepared: Dataset, workdir: epath.Path | None = None
+) -> Callable[[Mesh], tuple[Any, Any]] | None:
     """What reads the teacher of an objective with one; None for other objectives.
 
-    Raises UserError for a teacher without a classifier of the student's classes and inputs.
+    ``workdir``: of the run that is trained, which notes the teacher. Raises UserError for a teacher
+    without a classifier of the student's classes and inputs, and for another one than the run began
+    with.
     """
     path = getattr(config.objective, "teacher", None)
     if path is None:
@@ -282,6 +287,10 @@ def teacher(config: TrainConfig, prepared: Dataset) -> Callable[[Mesh], tuple[An
                 f"--phases.0.sequence-length {limit}, or give another teacher"
             )
     _check_pixels(config, stored, place)
+    if workdir is not None:
+        note_weights(
+            workdir, "teacher", path, StoredWeights(stored.place, config.compute).fingerprint()
+        )
 
     def load(mesh: Mesh) -> tuple[Any, Any]:
         restored = restored_model(stored, mesh, config.compute)

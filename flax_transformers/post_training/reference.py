@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from flax_transformers.checkpointing.step_directories import has_checkpoint
+from flax_transformers.checkpointing.weights_note import note_weights
 from flax_transformers.data.pipeline.loader import evaluation_batches
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import TokenStore
@@ -39,13 +38,10 @@ from flax_transformers.post_training.chat_data import (
     PreparedChat,
 )
 from flax_transformers.storage.folders import open_folder
-from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import check_fits, compile_evaluation_step, model_functions
 
 log = logging.getLogger(__name__)
-RECORD = "reference.json"
-"""File of a run's folder that names the weights of its reference."""
 
 
 class ReferenceWeights(Protocol):
@@ -206,37 +202,10 @@ def with_reference(
     model = weights(path)
     fingerprint = model.fingerprint()
     if workdir is not None:
-        _note(workdir, path, fingerprint)
+        note_weights(workdir, "reference", path, fingerprint)
     work = _Pass(objective, config, prepared, model, spec, length)
     found = dict(prepared.reference)
     for store in filter(None, (prepared.train, prepared.validation)):
         if store.num_documents and store.fingerprint not in found:
             found[store.fingerprint] = work.of_store(store, fingerprint)
     return replace(prepared, reference=found)
-
-
-def _note(workdir: epath.Path, path: str, fingerprint: str | None) -> None:
-    """Notes the reference of a run, or compares it with the one noted."""
-    file = workdir / RECORD
-    noted = _noted(file) if has_checkpoint(workdir) else {}
-    if noted:
-        if fingerprint not in (None, noted.get("weights")):
-            raise UserError(
-                f"the reference model {path} has other weights than when the run in {workdir} "
-                "began; restore them, or choose another --workdir"
-            )
-    elif jax.process_index() == 0:
-        write_side_file(file, json.dumps({"path": path, "weights": fingerprint}, indent=2) + "\n")
-
-
-def _noted(file: epath.Path) -> dict[str, Any]:
-    """What a run noted; empty, with a warning, if the file is damaged."""
-    text = read_side_file(file)
-    try:
-        noted = json.loads(text or "{}")
-        if isinstance(noted, dict):
-            return noted
-    except ValueError:
-        pass
-    log.warning("%s is damaged; which reference the run began with is not known", file)
-    return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -159,6 +160,13 @@ def test_a_resumed_student_of_texts_equals_an_uninterrupted_one(
     ft.train(replace(config, phases=phases), tmp_path / "halves")
     trees = [ft.load_pretrained(tmp_path / name)[1] for name in ("whole", "halves")]
     assert_bit_equal(*trees)
+
+    saved_run(replace(classifier(tmp_path), seed=1), tmp_path / "other")
+    shutil.rmtree(tmp_path / "teacher")
+    (tmp_path / "other").rename(tmp_path / "teacher")
+    longer = (replace(config.phases[0], steps=6),)
+    with pytest.raises(UserError, match="the teacher model .*teacher has other weights than when"):
+        ft.train(replace(config, phases=longer), tmp_path / "halves")
 
 
 def test_a_distillation_token_needs_a_deit(mnist):

@@ -1,13 +1,10 @@
 """Stored log-probabilities of a reference model."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from etils import epath
 
-from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.post_training import reference
 
@@ -79,19 +76,3 @@ def test_log_probabilities_of_each_dtype_have_a_file():
         for dtype in ("float32", "bfloat16")
     }  # fmt: skip
     assert len(names) == 2
-
-
-def test_a_note_of_another_reference_is_refused_and_a_damaged_one_replaced(
-    monkeypatch, tmp_path, caplog
-):
-    workdir = epath.Path(tmp_path)
-    reference._note(workdir, "model", "one")
-    monkeypatch.setattr(reference, "has_checkpoint", lambda _: True)
-    reference._note(workdir, "model", "one")
-    with pytest.raises(UserError, match="the reference model model has other weights"):
-        reference._note(workdir, "model", "two")
-    for damage in (b"", b"\xff", b"[1]", b"{"):
-        (tmp_path / reference.RECORD).write_bytes(damage)
-        reference._note(workdir, "model", "two")
-        assert json.loads((tmp_path / reference.RECORD).read_text())["weights"] == "two"
-    assert "reference.json is damaged" in caplog.text
