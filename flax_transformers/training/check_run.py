@@ -128,14 +128,11 @@ def check_label_names(model: TransformerConfig, prepared: Dataset) -> None:
         return
     for ours, theirs in itertools.zip_longest(model.label_names, prepared.label_names):
         if model.label_names and ours != theirs:
+            fault = f"the class {theirs!r} where the model has {ours!r}"
             if theirs is None:
-                raise UserError(
-                    f"the data has no class {ours!r}, which the model knows; give "
-                    "--data.source.label-names, in the model's order"
-                )
+                fault = f"no class {ours!r}, which the model knows"
             raise UserError(
-                f"the data has the class {theirs!r} where the model has {ours!r}; give "
-                "--data.source.label-names, in the model's order"
+                f"the data has {fault}; give --data.source.label-names, in the model's order"
             )
 
 
@@ -356,18 +353,13 @@ def _different_ends(
             "eos_ids",
             end,
         )
+    fault = None
     if begin is not None and begin >= written.size:
-        yield (
-            f"model.bos_id is {begin}, but the tokenizer has {written.size} tokens",
-            "bos_id",
-            written.bos_id,
-        )
-    elif begin is not None and written.bos_id is not None and begin != written.bos_id:
-        yield (
-            f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}",
-            "bos_id",
-            written.bos_id,
-        )
+        fault = f"model.bos_id is {begin}, but the tokenizer has {written.size} tokens"
+    elif begin is not None and written.bos_id not in (None, begin):
+        fault = f"the tokenizer begins a text with id {written.bos_id}, but model.bos_id is {begin}"
+    if fault is not None:
+        yield fault, "bos_id", written.bos_id
 
 
 def _check_decoder_start(model: TransformerConfig, row: Arrays) -> None:

@@ -22,6 +22,14 @@ from flax_transformers.optim.optimizers import OptimizerFactory
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig
 
+_PHASE_RANGES: ranges.Ranges = {
+    "steps": ranges.integers(),
+    "sequence_length": ranges.POSITIONS,
+    "image_size": ranges.PIXELS,
+    "batch_size": ranges.EXAMPLES,
+    "micro_batches": ranges.EXAMPLES,
+}
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -35,12 +43,7 @@ class Phase:
     micro_batches: int = 1
     """Number of gradient-accumulation steps; the gradient is that of the whole batch."""
 
-    RANGES: ClassVar[ranges.Ranges] = {
-        "steps": ranges.integers(),
-        "sequence_length": ranges.POSITIONS,
-        "batch_size": ranges.EXAMPLES,
-        "micro_batches": ranges.EXAMPLES,
-    }
+    RANGES: ClassVar[ranges.Ranges] = _PHASE_RANGES
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "phases")
@@ -63,12 +66,7 @@ class ImagePhase:
     micro_batches: int = 1
     """As in ``Phase``."""
 
-    RANGES: ClassVar[ranges.Ranges] = {
-        "steps": ranges.integers(),
-        "image_size": ranges.PIXELS,
-        "batch_size": ranges.EXAMPLES,
-        "micro_batches": ranges.EXAMPLES,
-    }
+    RANGES: ClassVar[ranges.Ranges] = _PHASE_RANGES
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "phases")
