@@ -141,14 +141,14 @@ def train_prepared(
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
-        early = None
-        if ended.step < config.total_steps:
+        step, early = ended.position.step, None
+        if step < config.total_steps:
             early = reason_to_stop_early(config, ended.position)
-        is_through = ended.step >= config.total_steps or early is not None
+        is_through = step >= config.total_steps or early is not None
         preempted, stopped = not (is_through or stopped), stopped and not is_through
-        outcome = Outcome(ended.step, preempted, dict(run.latest), stopped, early, told)
+        outcome = Outcome(step, preempted, dict(run.latest), stopped, early, told)
         if is_through:
-            require_finite_end(workdir, ended.step, outcome.metrics, ended.diverging_steps)
+            require_finite_end(workdir, step, outcome.metrics, ended.diverging_steps)
     return outcome
 
 

@@ -96,10 +96,6 @@ class StopPoint:
     consumed: dict[int, int]
     """Examples consumed by phase, of the phases that were trained in."""
 
-    @property
-    def step(self) -> int:
-        return self.position.step
-
 
 def start_or_resume(run: Run, initial: Callable[[Mesh], Any] | None) -> StartPoint:
     """The state of the newest checkpoint, or a fresh one; writes config and tokenizers.
