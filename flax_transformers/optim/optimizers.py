@@ -27,6 +27,7 @@ from flax_transformers.optim.selection import (
     NO_AXES,
     Axes,
     Name,
+    check_kinds,
     check_patterns,
     depths,
     kind_of,
@@ -355,6 +356,8 @@ def _per_parameter(optimizer: Transform, config: OptimizerConfig, axes: Axes) ->
     def init(params: Any) -> Any:
         check_patterns(params, [pattern for pattern, _ in config.rate_factors], "rate_factors")
         check_patterns(params, config.frozen, "frozen")
+        for setting in ("no_decay", "no_adaptation"):
+            check_kinds(params, getattr(config, setting, ()), setting, axes)
         trained, _ = partition(params, config.frozen)
         if not jax.tree.leaves(trained):
             raise UserError("optimizer.frozen matches every parameter; leave some to train.")

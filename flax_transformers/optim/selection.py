@@ -161,6 +161,20 @@ def kind_of(name: Name, axes: Axes = NO_AXES) -> str:
     return "scale" if "norm" in own else "bias"
 
 
+def check_kinds(params: Any, kinds: Sequence[str], field: str, axes: Axes = NO_AXES) -> None:
+    """Raises UserError for a name that no parameter has as its kind, besides those of `kind_of`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    known = {"kernel", "embedding", "bias", "scale"} | {
+        kind_of(name_of(p), axes) for p, _ in leaves
+    }
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(
+                f"optimizer.{field}: {kind!r} is no kind of parameter; the kinds are "
+                f"{', '.join(sorted(known))}"
+            )
+
+
 def _own_axes(names: Sequence[str | None]) -> tuple[str | None, ...]:
     """Without the leading axes of layers and experts."""
     return tuple(names[sum(1 for _ in itertools.takewhile(_BATCH_AXES.__contains__, names)) :])

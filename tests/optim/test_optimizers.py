@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from flax_transformers.errors import UserError
 from flax_transformers.optim.optimizers import (
+    LAMB,
     AdamW,
     decay_mask,
     learning_rate_at,
@@ -211,3 +212,15 @@ def test_switching_clipping_or_decay_off_keeps_the_tree_of_the_state():
 def test_a_setting_out_of_range_is_named(settings, names):
     with pytest.raises(UserError, match=names):
         AdamW(**settings).make(10)
+
+
+def test_a_kind_that_no_parameter_has_is_refused_unless_it_is_a_common_one():
+    params = nest({"dense/kernel": np.ones((2, 2)), "mixer/decay_rate": np.ones(2)})
+    LAMB(no_decay=("bias", "scale", "decay_rate"), no_adaptation=("embedding",)).make(9).init(
+        params
+    )
+    says = "is no kind of parameter; the kinds are bias, decay_rate, embedding, kernel, scale"
+    with pytest.raises(UserError, match=f"optimizer.no_decay: 'LayerNorm' {says}"):
+        AdamW(no_decay=("bias", "LayerNorm")).make(9).init(params)
+    with pytest.raises(UserError, match=f"optimizer.no_adaptation: 'norm' {says}"):
+        LAMB(no_adaptation=("norm",)).make(9).init(params)
