@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flax_transformers import ranges
-from flax_transformers.monitoring.metric_mode import Mode, mode_of
+from flax_transformers.checkpointing.metric_mode import Mode, mode_of
 
 
 @dataclass(frozen=True)

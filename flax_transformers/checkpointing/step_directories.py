@@ -20,8 +20,8 @@ from typing import Any
 
 from etils import epath
 
+from flax_transformers.checkpointing.metric_mode import mode_of
 from flax_transformers.errors import UserError
-from flax_transformers.monitoring.metric_mode import mode_of
 from flax_transformers.storage import checksums
 from flax_transformers.storage.paths import absolute, exists, is_bucket, is_folder, list_files
 

@@ -12,9 +12,9 @@ from typing import Any
 from etils import epath
 
 from flax_transformers import ranges
+from flax_transformers.checkpointing.metric_mode import mode_of
 from flax_transformers.config_json import register_types_of, to_json
 from flax_transformers.errors import UserError
-from flax_transformers.monitoring.metric_mode import mode_of
 from flax_transformers.training.config import TrainConfig
 
 Variant = Mapping[str, Any] | Callable[[TrainConfig], TrainConfig]

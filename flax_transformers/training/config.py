@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 from flax_transformers import ranges
 from flax_transformers.adapters.lora import LoraConfig
 from flax_transformers.checkpointing.config import CheckpointConfig, EarlyStopping
+from flax_transformers.checkpointing.metric_mode import Mode
 from flax_transformers.config_json import FORMAT, from_json, to_json
 from flax_transformers.data.base import DataConfig, EvaluationSet
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig, TransformerConfig
-from flax_transformers.monitoring.metric_mode import Mode
 from flax_transformers.monitoring.sinks import SinkConfig
 from flax_transformers.objectives.base import Objective
 from flax_transformers.optim.ema import EMAConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flax_transformers.monitoring.metric_mode import mode_of
+from flax_transformers.checkpointing.metric_mode import mode_of
 
 
 @pytest.mark.parametrize(
