@@ -123,7 +123,7 @@ def continued(
     return [
         Written(
             readable_text(tokenizer, label[: used - 1]),
-            readable_text(tokenizer, row),
+            readable_text(tokenizer, _before(end, row)),
             readable_text(tokenizer, label[used - 1 :]),
         )
         for label, row, used in zip(labels, new, mask.sum(axis=1), strict=True)
@@ -157,7 +157,7 @@ def answered(
     return [
         Written(
             readable_text(prepared.tokenizer, ids[row][inputs[row] > 0]),
-            readable_text(tokenizer, new[row]),
+            readable_text(tokenizer, _before(end_id(target), new[row])),
             readable_text(tokenizer, labels[row][targets[row] > 0]),
         )
         for row in range(len(rows))
@@ -169,6 +169,12 @@ def _first_part(row: dict[str, np.ndarray], side: str) -> np.ndarray:
     segments = row.get(f"{side}segment_ids")
     mask = row[f"{side}attention_mask"] if segments is None else segments == 1
     return np.asarray(mask, np.int32)
+
+
+def _before(end: int | None, ids: np.ndarray) -> np.ndarray:
+    """The ids before the first ``end``: the padding behind may be an ordinary token."""
+    found = np.flatnonzero(ids == end)
+    return ids[: found[0]] if len(found) else ids
 
 
 def readable_text(tokenizer: Tokenizer, ids: np.ndarray) -> str:

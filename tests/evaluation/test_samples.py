@@ -58,6 +58,18 @@ def test_a_decoder_continues_the_first_half_of_a_held_out_row(prepared, monkeypa
         assert sample.wrote == 16 * "x" and sample.truth
 
 
+def test_what_is_behind_the_end_of_a_continuation_is_not_shown(prepared, monkeypatch):
+    padding = TOKENIZER.encode_batch(["!"])[0]  # without a padding token, ordinary text
+
+    def short(model, params, ids, mask, *, max_new_tokens, **settings):
+        written = np.concatenate([TOKENIZER.encode_batch(["x"])[0], [settings["eos_id"]]])
+        return np.tile(np.concatenate([written, padding.repeat(8)]), (len(ids), 1))
+
+    monkeypatch.setattr(samples, "generate", short)
+    rows = held_out_rows(config(CausalLM()), prepared, 2)
+    assert {sample.wrote for sample in continued(prepared, None, None, rows)} == {"x"}
+
+
 def test_an_encoder_decoder_answers_held_out_rows(prepared, monkeypatch):
     asked = {}
 
