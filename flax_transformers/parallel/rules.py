@@ -131,8 +131,8 @@ def _warn_of_narrow(name: str, width: int, axis: str | tuple[str, ...], mesh: Me
     keeping = max(n for n in _divisors(parts) if n == 1 or width // n >= LANES)
     log.warning(
         "parameter %s: its width of %d over mesh %s leaves %d per device, less than the %d lanes "
-        "of a TPU, so that collectives transfer far more than necessary; divide it by %d, and the "
-        "data by %d times as much",
+        "of a TPU, so that collectives transfer far more than necessary; shard it over %d devices "
+        "at most, and the batch over %d times as many (--mesh.data)",
         name,
         width,
         _shown(mesh, axis),

@@ -116,8 +116,8 @@ class TPUs:
 @pytest.mark.parametrize(
     ("width", "leaves", "remedy"),
     [
-        (4096, 64, "divide it by 32, and the data by 2"),
-        (64, 1, "divide it by 1, and the data by 64"),
+        (4096, 64, "over 32 devices at most, and the batch over 2"),
+        (64, 1, "over 1 devices at most, and the batch over 64"),
     ],
 )
 def test_shards_narrower_than_the_lanes_give_one_warning(
@@ -131,7 +131,7 @@ def test_shards_narrower_than_the_lanes_give_one_warning(
     assert record.getMessage() == (
         f"parameter layer/kernel: its width of {width} over mesh axis fsdp=64 leaves {leaves} per "
         "device, less than the 128 lanes of a TPU, so that collectives transfer far more than "
-        f"necessary; {remedy} times as much"
+        f"necessary; shard it {remedy} times as many (--mesh.data)"
     )
 
 
