@@ -129,7 +129,7 @@ class ReplacedTokens:
 
     def example_views(self, row: dict[str, np.ndarray]) -> list[ExampleView]:
         used = int(row["attention_mask"].sum())
-        return [ExampleView("row", row["input_ids"][:used], row["replaced"][:used])]
+        return [ExampleView("row", row["input_ids"][:used], classes=row["replaced"][:used])]
 
 
 def get_config() -> TrainConfig:
