@@ -148,7 +148,7 @@ class StudyRuns:
         if fine_tune is not None:
             start = str(first.workdir)
             second = _returned(fine_tune, "fine_tune", first.config, start)
-            unchanged = second.init_from == first.config.init_from
+            unchanged = second.init_from in (None, first.config.init_from)
             second = replace(second, init_from=start if unchanged else second.init_from, seed=seed)
             trainings.append(Training(second, self.folder / f"{name},fine_tuned"))
         return StudyRun(name, point, seed, tuple(trainings))

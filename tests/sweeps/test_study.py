@@ -138,6 +138,17 @@ def test_fine_tuning_can_choose_the_weights_it_starts_from():
         assert starts == ["hub/model", f"/runs/seed=0/{chosen}"]
 
 
+@pytest.mark.parametrize("returned", [None, "hub/model"])
+def test_fine_tuning_that_names_no_other_weights_continues_from_the_first_training(returned):
+    def another_recipe(config, workdir):
+        return replace(config, init_from=returned)
+
+    study = Study(base=replace(BASE, init_from="hub/model"), fine_tune=another_recipe)
+    found = points(study, {}, override)
+    (run,) = StudyRuns(study, tuple(found), found[0], epath.Path("/runs")).runs
+    assert run.trainings[1].config.init_from == "/runs/seed=0"
+
+
 def test_fine_tuning_can_differ_between_variants():
     def fine_tune(steps):
         return lambda config, workdir: replace(
