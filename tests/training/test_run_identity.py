@@ -119,7 +119,7 @@ def test_phases_that_are_done_keep_their_steps(config, tmp_path, position, steps
     meta = checkpoint_meta(with_phases(10, 20), prepared, position, {}, {}, 0, 0)
     with (
         pytest.raises(UserError, match="keep the steps of the phases that are done")
-        if (refused)
+        if refused
         else contextlib.nullcontext()
     ):
         resume(meta, with_phases(*steps), tmp_path)

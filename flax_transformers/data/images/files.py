@@ -89,12 +89,13 @@ class FolderImages:
 def split_folders(source: ImageSource, root: Path) -> dict[str, Path]:
     """The subfolders named by splits, by name.
 
-    Raises UserError if they may be classes: if they have no classes of their own, and are beside
-    folders of other names with images.
+    Raises UserError if they may be classes: if they are not the training and another split, have no
+    classes of their own, and are beside folders of other names with images.
     """
     known = {source.split, *(name for names in SPLIT_NAMES.values() for name in names)}
     named = {path.name: path for path in root.iterdir() if path.is_dir() and path.name in known}
-    if any(_class_folders(named[name]) for name in SPLIT_NAMES["train"] if name in named):
+    train = [path for name, path in named.items() if name in SPLIT_NAMES["train"]]
+    if train and (len(named) > len(train) or any(map(_class_folders, train))):
         return named
     beside = _class_folders(root, named) if named else ()
     for name in sorted(set(_class_folders(root)) & named.keys()) if beside else ():

@@ -28,8 +28,8 @@ class QuestionSource(Source):
     ``path``: a file, a folder or a glob of json files in the format of SQuAD 1.1 or 2.0,
     compressed or not, or "tfds:squad/...".
 
-    Questions on articles with the same title are held out together, and without one those of an
-    article, of TFDS those on a context. A question without answers is
+    Questions on articles with the same title are held out together. Without a title, the questions
+    of one article are, and those of TFDS on one context. A question without answers is
     unanswerable. A question whose answer is not at its position in the text is invalid.
     """
 

@@ -133,6 +133,14 @@ def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
     )
 
 
+def test_a_folder_beside_two_splits_is_neither_split_nor_class(tmp_path):
+    for folder in ("train", "val", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(png(1))
+    prepared = prepare(data(tmp_path))
+    assert (len(prepared.train), len(prepared.validation)) == (1, 1)
+
+
 def test_the_files_of_mnist_need_no_decoding(tmp_path):
     prepared = prepare(data(write_idx(tmp_path), channels=1))
     assert (len(prepared.train), len(prepared.validation)) == (40, 10)
