@@ -78,7 +78,7 @@ case $code in
         rm -f "$failures_file"
         exit "$code"
     fi
-    echo "$failures" >"$failures_file"
+    echo "$failures" >"$failures_file" || exit "$code" # uncounted, it would restart without end
     ;;
 esac
 scontrol requeue "$SLURM_JOB_ID"
