@@ -9,7 +9,7 @@ Mode = Literal["min", "max"]
 
 _HIGHER = (
     r"accuracy|f1|precision|recall|exact_match|bleu|chrf|rouge\w|\w*correlation|matthews|pearson|"
-    r"spearman|reward|tokens_per_second|examples_per_second|mfu|goodput"
+    r"spearman|reward|margin|exact_answer|numeric_answer|matches_pattern|tokens_per_second|examples_per_second|mfu|goodput"
 )
 _LOWER = r"\w*loss|perplexity|mse|step_time_s"
 
