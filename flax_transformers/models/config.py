@@ -299,10 +299,11 @@ class TransformerConfig:
     @property
     def length_limit(self) -> int | None:
         """Longest sequence, which scaled rotary positions extend; None for no limit."""
-        rope, length = getattr(self, "rope", None) or Rope(), self.max_positions
-        if length is None or rope.scaling == "dynamic":
+        length, rope = self.max_positions, getattr(self, "rope", None)
+        if length is None or rope is None or getattr(self, "positions", "none") != "none":
+            return length  # a table of positions has no further rows
+        if rope.scaling == "dynamic":
             return None
-        # max_positions is the length before scaling, or with "yarn" that after it.
         scaled = {"linear": length, "yarn": rope.original_max_positions}
         return max(length, int(rope.factor * scaled.get(rope.scaling, 0)))
 

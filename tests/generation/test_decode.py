@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
+from flax_transformers.families.llama import LlamaConfig
 from flax_transformers.generation.beams import Beams
 from flax_transformers.generation.choices import choice_of
-from flax_transformers.generation.decode import generate
+from flax_transformers.generation.decode import check_prompts, generate
 from flax_transformers.generation.logits import History
 from flax_transformers.generation.loop import Endings, Rules, TextLimits, advance
 from flax_transformers.generation.sampling import Sampling
+from flax_transformers.models.config import Rope
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
 from tests.families.parity import load_case, some_by_default
 from tests.golden import bert
@@ -192,6 +195,17 @@ def test_what_cannot_be_is_refused(settings, says):
     asked = {"attention_mask": mask, "max_new_tokens": 1} | settings
     with pytest.raises(UserError, match=says):
         generate(*load("write_gpt2"), ids, **asked)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn", "dynamic"])
+def test_text_may_be_as_long_as_scaled_positions_allow(scaling):
+    rope = Rope(scaling=scaling, factor=4.0, original_max_positions=16)
+    config = LlamaConfig(max_positions=16, rope=rope)
+    table = replace(config, positions="learned")
+    asked = [20], 44, Sampling(), None, NO_SETTINGS
+    assert check_prompts(SimpleNamespace(config=config), *asked)[0] == 44
+    with pytest.raises(UserError, match="64 tokens of prompt and text.*16 positions"):
+        check_prompts(SimpleNamespace(config=table), *asked)
 
 
 def test_a_model_that_generates_no_text_is_refused():

@@ -100,6 +100,7 @@ def test_scaled_rotary_positions_extend_the_longest_sequence(rope, limit):
     config = TextConfig(**SIZES | {"positions": "none", "rope": rope, "max_positions": 64})
     assert config.length_limit == config.input_limits()["input_ids"].length == limit
     assert replace(config, max_positions=None).length_limit is None
+    assert replace(config, positions="learned").length_limit == 64  # the rows of its table
 
 
 @pytest.mark.parametrize("sizes", [{"head_dim": 1}, {"hidden_size": 9}])
