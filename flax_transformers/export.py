@@ -100,7 +100,7 @@ def _image_files(data: Any, objective: Any, model: TransformerConfig) -> dict[st
 
 def _text_files(model: TransformerConfig, tokenizer: Path | None) -> dict[str, dict[str, Any]]:
     file = None if tokenizer is None else tokenizer / TOKENIZER
-    limit = model.length_limit if isinstance(model, TextConfig) else None
+    limit = model.max_positions if isinstance(model, TextConfig) else None
     if file is None or limit is None or not file.is_file():
         return {}
     return {TOKENIZER: {"model_max_length": limit, **json.loads(file.read_text("utf-8"))}}
@@ -150,7 +150,7 @@ def as_transformers_reads_it(
     """The folder to export for a checkpoint's tokenizer; None if it has none."""
     if tokenizer is None or not Path(tokenizer).is_dir():
         return None
-    limit, types = getattr(config, "length_limit", None), getattr(config, "token_types", 0)
+    limit, types = getattr(config, "max_positions", None), getattr(config, "token_types", 0)
     return export_folder(Path(tokenizer), scratch / "exported", limit, types, objective)
 
 

@@ -302,7 +302,7 @@ def save_pretrained(
     if the Hugging Face class cannot be what the model's config says.
     """
     config: Any = model.config
-    limit, types = getattr(config, "length_limit", None), getattr(config, "token_types", 0)
+    limit, types = getattr(config, "max_positions", None), getattr(config, "token_types", 0)
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
             files = exported_files(tokenizer, tokenizer.frame, limit, types)

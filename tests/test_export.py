@@ -26,6 +26,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.examples import Crop, published_preprocessing
 from flax_transformers.export import (
     Exporter,
+    as_transformers_reads_it,
     files_beside,
     preprocessor,
     run_files,
@@ -42,7 +43,7 @@ from flax_transformers.families.t5 import T5Config
 from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
 from flax_transformers.huggingface.generation_settings import settings_json
-from flax_transformers.models.config import ComputeConfig
+from flax_transformers.models.config import ComputeConfig, Rope
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import framed_row
 from tests.cli.test_evaluate import classifier
@@ -160,6 +161,18 @@ def test_the_length_limit_is_added_to_a_tokenizer_without_one(tmp_path):
     written = run_files(run, BertConfig(max_positions=64), tmp_path)
     assert written["tokenizer_config.json"] == {"model_max_length": 32}
     assert run_files(run, T5Config(), tmp_path) == {}  # it has no limit
+
+
+def test_the_written_length_limit_is_that_of_the_config_without_its_scaling(tmp_path):
+    """Of linear scaling a config does not tell whether its length is that before or after it."""
+    config = LlamaConfig(max_positions=64, rope=Rope(scaling="linear", factor=4.0))
+    ByteTokenizer().save(tmp_path / "saved")
+    exported = as_transformers_reads_it(tmp_path / "saved", config, tmp_path, None)
+    assert json.loads((exported / "tokenizer_config.json").read_text())["model_max_length"] == 64
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert run_files(SimpleNamespace(meta={}), config, tmp_path) == {
+        "tokenizer_config.json": {"model_max_length": 64}
+    }
 
 
 @pytest.mark.parametrize("config", [GPT2Config(vocab_size=300), LlamaConfig(vocab_size=2)])

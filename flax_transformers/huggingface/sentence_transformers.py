@@ -180,6 +180,6 @@ def sentence_files(config: TransformerConfig) -> dict[str, Any]:
 def sentence_limit(config: TransformerConfig, carried: Mapping[str, Path]) -> dict[str, Any]:
     """The file with the maximum sentence length, unless it is copied along."""
     name = "sentence_bert_config.json"
-    if not sentence_files(config) or name in carried or config.length_limit is None:
+    if not sentence_files(config) or name in carried or config.max_positions is None:
         return {}
-    return {name: {"max_seq_length": config.length_limit, "do_lower_case": False}}
+    return {name: {"max_seq_length": config.max_positions, "do_lower_case": False}}

@@ -304,6 +304,7 @@ class TransformerConfig:
             return length  # a table of positions has no further rows
         if rope.scaling == "dynamic":
             return None
+        # A file with "linear" has the length before scaling or that after it; both are allowed.
         scaled = {"linear": length, "yarn": rope.original_max_positions}
         return max(length, int(rope.factor * scaled.get(rope.scaling, 0)))
 

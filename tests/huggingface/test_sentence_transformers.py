@@ -14,8 +14,10 @@ from flax_transformers import load_pretrained, save_pretrained
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.sentence_transformers import (
     sentence_length,
+    sentence_limit,
     vector_length_is_one,
 )
+from flax_transformers.models.config import Rope
 from flax_transformers.testing import tiny_architecture, tiny_bert
 from tests.families.tiny_bert import make_model
 
@@ -87,6 +89,14 @@ def test_the_files_come_back(tmp_path, mode, modules):
     limit = json.loads((tmp_path / "b" / "sentence_bert_config.json").read_text())
     assert limit == {"max_seq_length": 16, "do_lower_case": False}
     assert load_pretrained(tmp_path / "b")[0].config == load_pretrained(folder)[0].config
+
+
+def test_scaled_positions_do_not_change_the_written_sentence_length(tmp_path):
+    config = load_pretrained(published(tmp_path / "a"))[0].config
+    rope = Rope(scaling="linear", factor=4.0)
+    scaled = dataclasses.replace(config, positions="none", rope=rope)
+    (limit,) = sentence_limit(scaled, {}).values()
+    assert limit == {"max_seq_length": 16, "do_lower_case": False}
 
 
 def test_a_model_that_is_no_sentence_encoder_has_no_such_files(tmp_path):
