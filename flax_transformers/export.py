@@ -264,6 +264,10 @@ class Exporter(Callback):
         self._folder, self._tokenizer_files = Path(os.fspath(workdir)) / "exports", tokenizer_files
         self._merge = jax.jit(lambda params: merged(params, config.lora.scale))
 
+    def on_train_begin(self, step: int, total_steps: int) -> None:
+        with suppress(OSError):  # the export says what is wrong
+            self._recover()
+
     def on_step(self, step: int, state: TrainState) -> None:
         every = self._config.checkpoints.export_every
         if every is None or (step % every and step != self._config.total_steps):
@@ -276,6 +280,7 @@ class Exporter(Callback):
                 log.warning("step %d is not exported: %s", step, error)
 
     def _write(self, step: int, params: Any) -> None:
+        self._recover()
         target, config = self._folder / str(step), self._config
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in self._tokenizer_files.items():
@@ -283,8 +288,6 @@ class Exporter(Callback):
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(content)
             new, old = (self._folder / f".{step}.{name}" for name in ("new", "old"))
-            for folder in (new, old):  # of a process that was killed
-                shutil.rmtree(folder, ignore_errors=True)
             meta = {"config": to_json(config), "position": {"step": step}}
             describe = partial(files_beside, config.data, config.objective)
             card = partial(model_card.model_card, meta=meta)
@@ -294,6 +297,20 @@ class Exporter(Callback):
         new.rename(target)
         shutil.rmtree(old, ignore_errors=True)
         self._remove_others(step)
+
+    def _recover(self) -> None:
+        """Remove what a killed process left, except the only copy of an export, which is complete.
+
+        A process that is killed while it replaces one leaves both copies; the new one is kept.
+        """
+        for folder in (*self._folder.glob(".[0-9]*.new"), *self._folder.glob(".[0-9]*.old")):
+            target = folder.with_name(folder.name[1:-4])
+            if target.name.isdecimal() and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._folder.glob("..[0-9]*.new.*.tmp"):  # what ``save_directory`` writes to
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_others(self, newest: int) -> None:
         """Keep the newest exports. Later ones are of a run that went further before it returned to

@@ -316,6 +316,28 @@ def test_an_export_of_the_same_step_is_kept_until_the_new_one_is_complete(tmp_pa
     assert not earlier.exists() and (earlier.parent / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ([".3.old"], {"3": ".3.old"}),
+        ([".3.new", ".3.old"], {"3": ".3.new"}),
+        (["3", ".3.new", ".3.old"], {"3": "3"}),
+        (["6", ".3.new", "..6.new.123.tmp"], {"3": ".3.new", "6": "6"}),
+        ([], {}),
+    ],
+)
+def test_a_run_recovers_the_exports_of_a_process_that_was_killed(tmp_path, left, kept):
+    config = exporting_run(tmp_path, export_every=1)
+    model = build_model(config.model, ComputeConfig())
+    exporter = Exporter(config, model, epath.Path(tmp_path), {})
+    for name in left:
+        (tmp_path / "exports" / name).mkdir(parents=True)
+        (tmp_path / "exports" / name / "file").write_text(name)
+    exporter.on_train_begin(2, 4)
+    found = (tmp_path / "exports").glob("*")
+    assert {one.name: (one / "file").read_text() for one in found} == kept
+
+
 def test_a_model_without_a_class_of_transformers_is_refused_before_training(tmp_path):
     config = exporting_run(tmp_path, export_every=1)
     model = MaeConfig(architecture="ViTMAEForImageClassification", image_size=32)
