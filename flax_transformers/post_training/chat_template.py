@@ -37,6 +37,8 @@ BEGIN, END = "\ufdd0", "\ufdd1"
 """Marks around what an assistant wrote: noncharacters, which text has no use for."""
 _OTHER = "\ufdd2"
 """What a message says in place of its own content to find where that is: a noncharacter."""
+_ENDING = 256
+"""Number of characters by which the end of a text is recognized."""
 _TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -100,7 +102,8 @@ class ChatTemplate:
         content = str(messages[number].get("content") or "").strip()
         place = text.find(content, start)
         if not content or place < 0:
-            return start, common_prefix(upto, text)
+            found = self._left_out(text, messages, tools, number)
+            return start, found[1] if found else common_prefix(upto, text)
         end = place + len(content)
         return start, end + common_prefix(self._closing(), text[end:])
 
@@ -108,8 +111,9 @@ class ChatTemplate:
         """Where the turn of a message begins in ``text``, that of all messages.
 
         It is where the messages before it, with the beginning of an assistant turn, end. Templates
-        that write those otherwise without the turn, and first turns, begin at their content. Raises
-        `TemplateError` where that is not found.
+        that write those otherwise without the turn, and first turns, begin at their content; turns
+        that do not write it, such as tool calls, at what a conversation without them leaves out.
+        Raises `TemplateError` where that is not found.
         """
         if number:
             before = self.render(messages[:number], tools, answer_next=True)
@@ -119,13 +123,42 @@ class ChatTemplate:
         other = {**messages[number], "content": _OTHER}
         changed = self.render([*messages[:number], other, *messages[number + 1 :]], tools)
         start = common_prefix(changed, text)
-        if not changed.startswith(_OTHER, start):
+        if changed.startswith(_OTHER, start):
+            return start
+        found = self._left_out(text, messages, tools, number)
+        if found is None:
             raise TemplateError(
                 f"{self.place} does not tell where the turn of message {number + 1} begins; let it "
-                "write messages alike whatever follows them, or in conversations put "
-                "{% generation %} and {% endgeneration %} around what an assistant wrote"
+                "write messages alike whatever follows them, or for conversations give "
+                "data.template_path a copy of it with {% generation %} and {% endgeneration %} "
+                "around what an assistant writes"
             )
-        return start
+        return found[0]
+
+    def _left_out(
+        self, text: str, messages: Sequence[Message], tools: Any, number: int
+    ) -> tuple[int, int] | None:
+        """The part of ``text`` that is missing when it is rendered without a message; None where
+        that changes other parts too, or fails."""
+        others = [*messages[:number], *messages[number + 1 :]]
+        try:
+            without = self.render(others, tools)
+            plain = self.render(messages[:number], tools) if number else ""
+            before = self.render(messages[:number], tools, answer_next=True) if number else ""
+        except TemplateError:
+            return None
+        size, start = len(text) - len(without), common_prefix(without, text)
+        if size < 1 or text[start + size :] != without[start:]:
+            return None
+        # A turn that begins as the next one, or ends as the one before, may be at several places:
+        # it is where the text before it ends as that of the messages before it does.
+        starts = [start]
+        while starts[-1] and text[starts[-1] - 1] == text[starts[-1] - 1 + size]:
+            starts.append(starts[-1] - 1)
+        end = plain[-_ENDING:][::-1]
+        start = max(starts, key=lambda n: common_prefix(end, text[max(0, n - _ENDING) : n][::-1]))
+        header = before[len(plain) :] if before.startswith(plain) else ""
+        return start + common_prefix(header, text[start : start + size]), start + size
 
     @property
     def marks_turns(self) -> bool:

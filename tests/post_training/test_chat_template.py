@@ -83,10 +83,24 @@ def test_a_turn_is_found_although_the_user_has_said_the_same():
     assert turns_of(MISTRAL, messages) == ["Hi</s>"]
 
 
+@pytest.mark.parametrize("content", [{}, {"content": ""}, {"content": "not written"}])
+def test_a_tool_call_that_does_not_write_its_content_is_found(content):
+    call = {"role": "assistant", "tool_calls": ["f()"], **content}
+    turns = ["[TOOL_CALLS] ['f()']</s>", "So long</s>"]
+    assert turns_of(MISTRAL, [MESSAGES[0], call, *MESSAGES[2:]], ["t"])[:1] == turns[:1]
+    answered = [MESSAGES[0], call, {"role": "tool", "content": "4"}, *MESSAGES[1:]]
+    tool = "{%- elif message['role'] == 'tool' %}{{- '[TOOL_RESULTS] ' + message['content'] }}"
+    template = MISTRAL.replace("{%- elif", tool + "{%- elif", 1)
+    assert turns_of(template, answered, ["t"]) == [turns[0], "Hello</s>", " So long</s>"]
+    repeated = [MESSAGES[0], call, call, *MESSAGES[2:]]
+    assert turns_of(MISTRAL, repeated, ["t"])[:2] == turns[:1] * 2
+
+
 def test_a_turn_whose_beginning_is_not_found_is_an_error():
     call = {"role": "assistant", "content": "", "tool_calls": ["f()"]}
+    numbered = "{{ messages | length }}" + MISTRAL
     with pytest.raises(TemplateError, match="turn of message 2 begins; let it write"):
-        turns_of(MISTRAL, [MESSAGES[0], call, *MESSAGES[2:]], ["t"])
+        turns_of(numbered, [MESSAGES[0], call, *MESSAGES[2:]], ["t"])
 
 
 def test_of_a_conversation_that_an_assistant_begins_no_header_is_learned():
