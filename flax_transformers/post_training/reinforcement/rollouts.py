@@ -42,7 +42,7 @@ from flax_transformers.models.config import TextConfig
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.objectives.base import Arrays, Vocabulary
 from flax_transformers.objectives.rows import end_id
-from flax_transformers.parallel.distributed import compiled_together
+from flax_transformers.parallel.distributed import compiled_together, raise_together
 from flax_transformers.parallel.rules import (
     RULES,
     batch_sharding,
@@ -307,6 +307,7 @@ class _Rollouts:
         self._sharding = batch_sharding(run.mesh)
         self._rows = host_rows(self._sharding, self._batch)
         self._folder = run.workdir / "rollouts"
+        self._check_prompts()
         self._reference = self._reference_parameters(initial)
         self._measure = compiled_together(self._compiled_measure())
         placed = jax.tree.map(lambda leaf: undivided(leaf.sharding), run.trainer.abstract_params)
@@ -316,6 +317,48 @@ class _Rollouts:
     def _size(self) -> int:
         """Rows of a rollout, R."""
         return self._batch * self._settings.batches
+
+    def _check_prompts(self) -> None:
+        """Notes the number of prompts of the phase, on which their order depends.
+
+        Raises UserError, in all processes, if the phase began with another number.
+        """
+        run, resumed = self._run, self._position.examples > 0
+        file = self._folder / f"prompts_{self._position.phase}.txt"
+        found, known = str(len(self._examples)), read_side_file(file)
+        fault = None
+        if resumed and known is not None and known.strip() != found:
+            fault = UserError(
+                f"{run.prepared.directory} gives {found} prompts to phases.{self._position.phase}, "
+                f"which began with {known.strip()} ({file}), so that the run would go on with "
+                "other ones; restore the data and objective it began with, or choose another "
+                "--workdir"
+            )
+        raise_together(fault, "found another number of prompts than when the phase began")
+        if resumed and known is None:
+            self._compare_last_prompts()
+        if run.is_writer and (known or "").strip() != found:
+            write_side_file(file, found + "\n")
+
+    def _compare_last_prompts(self) -> None:
+        """Warns if the last rollout has other prompts than the data give for it now: a run of an
+        earlier version noted no number of prompts."""
+        last = self._position.examples // self._batch - 1
+        rollout, step = divmod(last, self._settings.steps)
+        file = self._folder / f"step_{self._position.step - 1 - step:08d}.jsonl"
+        text = read_side_file(file)
+        if text is None or self._position.rollbacks:  # which leave out examples, but no steps
+            return
+        try:
+            known = [json.loads(line)["prompt"] for line in text.split("\n") if line]
+        except (ValueError, LookupError, TypeError):
+            return
+        if known != [prompt.text for prompt in self._prompts(rollout)[0]]:
+            log.warning(
+                "the prompts of %s are not those that the data give for it now, as after a change "
+                "of which prompts are left out; the rest of the run has them in another order, so "
+                "that some are repeated and others left out", file,
+            )  # fmt: skip
 
     def batches(self) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
         held, sampled_at = -1, 0

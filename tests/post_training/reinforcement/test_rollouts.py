@@ -144,6 +144,33 @@ def test_another_reference_is_refused(tmp_path):
         run(longer, tmp_path)
 
 
+def test_another_number_of_prompts_is_refused_within_a_phase(tmp_path, caplog):
+    """Their order depends on it. The first rollout trains four steps; the second has begun."""
+    config = config_for(steps=6)
+    run(config, tmp_path)
+    note = tmp_path / "rollouts" / "prompts_0.txt"
+    assert note.read_text() == "50\n"
+    note.write_text("49\n")
+    longer = dataclasses.replace(config, phases=(Phase(7, 16, 8),))
+    with pytest.raises(UserError, match=r"gives 50 prompts to phases.0, which began with 49 "):
+        run(longer, tmp_path)
+    note.unlink()  # as in a run of an earlier version
+    run(longer, tmp_path)
+    assert note.read_text() == "50\n" and "in another order" not in caplog.text
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_other_prompts_than_those_of_an_earlier_version_are_warned_of(steps, tmp_path, caplog):
+    config = config_for(steps=steps)
+    run(config, tmp_path)
+    folder = tmp_path / "rollouts"
+    (folder / "prompts_0.txt").unlink()
+    file = folder / f"step_{(steps - 1) // 4 * 4:08d}.jsonl"
+    file.write_text(file.read_text().replace('"prompt": "', '"prompt": "other '))
+    run(dataclasses.replace(config, phases=(Phase(steps + 1, 16, 8),)), tmp_path)
+    assert f"{file.name} are not those that the data give" in caplog.text
+
+
 def test_the_reference_of_adapters_is_the_model_without_them(tmp_path):
     config = config_for(steps=3, kl_coefficient=0.1, lora=LoraConfig(rank=2), batches=1)
     run(config, tmp_path)
