@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -27,7 +27,7 @@ from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.read import tokenizer_folder
+from flax_transformers.huggingface.read import files_of_model, tokenizer_folder
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.parallel import distributed
 from flax_transformers.parallel.limits import Limits
@@ -288,9 +288,7 @@ def teacher(
             )
     _check_pixels(config, stored, place)
     if workdir is not None:
-        note_weights(
-            workdir, "teacher", path, StoredWeights(stored.place, config.compute).fingerprint()
-        )
+        note_weights(workdir, "teacher", path, StoredWeights(stored.place, config.compute))
 
     def load(mesh: Mesh) -> tuple[Any, Any]:
         restored = restored_model(stored, mesh, config.compute)
@@ -334,6 +332,13 @@ def fitted_data(config: TrainConfig, prepared: Dataset) -> Dataset:
     return prepared.fitted(model.vocab_size, model.pad_id, model.decoder.vocab_size)
 
 
+def _files_of_weights(found: SavedStep | Path) -> list[Path]:
+    """Without what may be added later, such as a README or the evaluation of a checkpoint."""
+    if not isinstance(found, SavedStep):
+        return files_of_model(found)
+    return [file for part in ("state", "meta") for file in Path(found.folder, part).rglob("*")]
+
+
 @dataclass(frozen=True)
 class StoredWeights:
     """A model that is not read yet, for objectives that compare with another one."""
@@ -342,7 +347,15 @@ class StoredWeights:
     compute: ComputeConfig
 
     def fingerprint(self) -> str | None:
-        """Hash of its files, or of the path of those in a bucket; None if they are not there."""
+        """Hash of config and weights, or of the path of those in a bucket; None if they are not
+        there."""
+        return self._hash_of(_files_of_weights)
+
+    def earlier_fingerprint(self) -> str | None:
+        """The same of all files in the folder, as earlier versions noted it."""
+        return self._hash_of(lambda found: Path(pretrained.folder_of(found)).rglob("*"))
+
+    def _hash_of(self, files: Callable[[SavedStep | Path], Iterable[Path]]) -> str | None:
         try:
             found = pretrained.find_pretrained(self.path)
         except UserError:
@@ -350,8 +363,8 @@ class StoredWeights:
         folder = pretrained.folder_of(found)
         if is_bucket(epath.Path(folder)):
             return str(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return content_digest([(str(path.relative_to(folder)), path) for path in files])
+        chosen = sorted(path for path in files(found) if path.is_file())
+        return content_digest([(str(path.relative_to(folder)), path) for path in chosen])
 
     def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
         """The model and its parameters."""

@@ -17,6 +17,7 @@ from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel import distributed
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
@@ -126,6 +127,28 @@ def test_a_phase_too_long_for_the_initial_model_is_named(tmp_path):
         f"--init-from {initial} holds a model of 16 positions, but phases.1 has "
         "sequence_length 32; set --phases.1.sequence-length 16"
     )
+
+
+@pytest.mark.parametrize("of_run", [True, False])
+def test_files_beside_the_weights_do_not_change_their_fingerprint(tmp_path, of_run):
+    folder = tmp_path / "3"
+    if of_run:
+        write_step(folder, SMALLER)
+        weights = folder / "state" / "manifest.ocdbt"
+    else:
+        (folder / "0_Transformer").mkdir(parents=True)
+        (folder / "0_Transformer" / "config.json").write_text("{}")
+        weights = folder / "0_Transformer" / "model.safetensors"
+        weights.write_bytes(b"weights")
+    stored = runtime.StoredWeights(str(folder), ComputeConfig())
+    first, earlier = stored.fingerprint(), stored.earlier_fingerprint()
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    for name in ("README.md", "meta_update.json", "tokenizer.json", ".cache/huggingface/model"):
+        (folder / name).write_text("{}")
+    assert stored.fingerprint() == first
+    assert stored.earlier_fingerprint() != earlier
+    weights.write_bytes(b"others")
+    assert stored.fingerprint() not in (None, first)
 
 
 @pytest.mark.multi_process

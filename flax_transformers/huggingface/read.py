@@ -124,6 +124,14 @@ def _weights(names: Sequence[str]) -> list[str]:
     return found or [name for name in names if fnmatch(name, "*flax_model*.msgpack")]
 
 
+def files_of_model(directory: Path) -> list[Path]:
+    """The files that a model is read from: its config, its weights, and those of an adapter."""
+    inner = folder_kinds.inner_folder(directory)
+    names = sorted(file.name for file in inner.iterdir() if file.is_file())
+    configs = [n for n in (folder_kinds.CONFIG, folder_kinds.ADAPTER_CONFIG) if n in names]
+    return [inner / name for name in (*configs, *_weights(names))]
+
+
 def _has_all_weights(snapshot: Path) -> bool:
     """Whether no weights are missing from a snapshot; an interrupted download leaves a part."""
     folder = folder_kinds.inner_folder(snapshot)

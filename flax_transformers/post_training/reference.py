@@ -23,6 +23,7 @@ from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.distributed import (
     compiled_together,
     of_all_processes,
+    raise_together,
     wait_for_all,
 )
 from flax_transformers.parallel.mesh import make_mesh
@@ -52,7 +53,10 @@ class ReferenceWeights(Protocol):
     """How it is computed."""
 
     def fingerprint(self) -> str | None:
-        """Hash of its files; None if they are no longer there."""
+        """Hash of its config and weights; None if they are no longer there."""
+
+    def earlier_fingerprint(self) -> str | None:
+        """The hash that earlier versions stored."""
 
     def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
         """The model and its parameters."""
@@ -82,11 +86,14 @@ class _Pass:
         # Processes may have copies of the store, of which one alone has the file.
         if of_all_processes(stored is not None).all() and stored is not None:
             return stored
+        fault = None
         if fingerprint is None:
-            raise UserError(
+            fault = UserError(
                 f"the reference model {self.weights.path} is not there, and its log-probabilities "
                 f"are not in {store.directory}; restore that folder, or set objective.reference"
             )
+        raise_together(fault, f"has no reference model {self.weights.path}")
+        assert fingerprint is not None
         found = self._computed(store)
         self._keep(store, fingerprint, found)
         return found
@@ -94,7 +101,10 @@ class _Pass:
     def _stored(self, store: TokenStore, fingerprint: str | None) -> np.ndarray | None:
         folder, name = open_folder(store.directory), self.name(store)
         stored = _read(folder.read(name), store) if folder.exists(name) else None
-        return stored[1] if stored is not None and fingerprint in (None, stored[0]) else None
+        if stored is None:
+            return None
+        same = fingerprint in (None, stored[0]) or stored[0] == self.weights.earlier_fingerprint()
+        return stored[1] if same else None
 
     def _keep(self, store: TokenStore, fingerprint: str, found: np.ndarray) -> None:
         """Writes the log-probabilities: process 0, and then each with a copy of the store."""
@@ -202,7 +212,7 @@ def with_reference(
     model = weights(path)
     fingerprint = model.fingerprint()
     if workdir is not None:
-        note_weights(workdir, "reference", path, fingerprint)
+        note_weights(workdir, "reference", path, model)
     work = _Pass(objective, config, prepared, model, spec, length)
     found = dict(prepared.reference)
     for store in filter(None, (prepared.train, prepared.validation)):

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.parallel import distributed
 from flax_transformers.post_training import reference
 
 
@@ -23,7 +25,9 @@ def work_on(folder):
     """A computation, and the store that it is of."""
     store = SimpleNamespace(directory=folder, split="train", fingerprint="f", num_sentences=3)
     spec = SimpleNamespace(completions=2)
-    model = SimpleNamespace(path="model", compute=ComputeConfig(dtype="float32"))
+    model = SimpleNamespace(
+        path="model", compute=ComputeConfig(dtype="float32"), earlier_fingerprint=lambda: "all"
+    )
     return reference._Pass(None, None, None, model, spec, 8), store
 
 
@@ -49,6 +53,23 @@ def test_processes_compute_together_what_one_of_them_lacks(calls, monkeypatch, t
     )
     assert work.of_store(store, "abc").tolist() == [1, 1, 1]
     assert own == [True] and len(calls) == 2
+
+
+def test_log_probabilities_by_the_hash_of_an_earlier_version_are_used(calls, tmp_path):
+    work, store = work_on(tmp_path)
+    for fingerprint in ("all", "abc"):
+        assert work.of_store(store, fingerprint).tolist() == [1, 1, 1]
+    assert len(calls) == 1
+
+
+def test_processes_stop_together_where_one_of_them_lacks_the_reference(
+    calls, monkeypatch, tmp_path
+):
+    work, store = work_on(tmp_path)
+    monkeypatch.setattr(distributed, "of_all_processes", lambda fault: np.array([fault, True]))
+    with pytest.raises(UserError, match="process 1 has no reference model model"):
+        work.of_store(store, "abc")
+    assert not calls
 
 
 def test_each_process_with_a_copy_of_the_store_writes_its_file(calls, monkeypatch, tmp_path):
