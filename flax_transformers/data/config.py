@@ -13,7 +13,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
-from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
+from flax_transformers.data.prepare.cached_stores import text_directory
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.origin import Origin, source_settings, without_paths
@@ -173,8 +173,8 @@ class TextData(ReadsText, DataConfig):
         """See `DataConfig`. ``tokenizer``: the mixture's, used instead of ``self.tokenizer``."""
         path, origin = output or self.store, self.origin
         if not path:
-            default = cache_directory({"text": origin}, lambda: origin.identity)
-            path = beside_others(default, of_run)
+            trained_on = self.validation_fraction < 1  # others are evaluation sets
+            path = text_directory(origin, of_run, trained_on=trained_on)
         return TextPreparation(
             folder=open_folder(path),
             origin=origin,

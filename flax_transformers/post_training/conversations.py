@@ -96,6 +96,7 @@ class ConversationSource(Source):
 
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".parquet")
     label_kind: ClassVar[LabelKind] = "spans"
+    store_version: ClassVar[int] = 2  # 1: parts of a user's turn were learned with some templates
 
     def __post_init__(self) -> None:
         super().__post_init__()

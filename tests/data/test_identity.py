@@ -7,15 +7,18 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
 from flax_transformers.data.images import parts
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources.read import CorpusReader
+from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.store import tokenizer as store_tokenizer_module
 from flax_transformers.data.store.files import DIGEST, sealed
@@ -132,6 +135,62 @@ def test_other_bytes_of_the_same_size_and_time_are_another_corpus(corpus):
     again = prepare(data_of(corpus))
     assert again.directory != made.directory
     assert again.fingerprint != made.fingerprint
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Questions whose store is of the version before; and its folder in the cache."""
+    answers = [{"text": "reads", "answer_start": 8}]
+    articles = [
+        {"paragraphs": [{"context": f"A model reads {n}.", "qas": [
+            {"id": str(n), "question": "What does it do?", "answers": answers}
+        ]}]}
+        for n in range(12)
+    ]  # fmt: skip
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    data = data_of("squad.json", TokenizerConfig("bytes"))
+    data = replace(data, source=QuestionSource("squad.json"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuestionSource, "store_version", 1)
+        return data, prepare(data)
+
+
+def test_a_new_run_gets_a_store_of_the_new_version(questions, caplog):
+    data, earlier = questions
+    assert prepare(data).directory != earlier.directory and not caplog.text
+    assert "store_version" not in json.dumps(data_of("squad.json").origin.settings)
+
+
+def test_a_run_on_a_store_of_an_earlier_version_keeps_it(questions, caplog):
+    data, earlier = questions
+    of_run = {"tokenizer": earlier.tokenizer}
+    for same in (data, replace(data, store=earlier.directory)):
+        for opening in (prepare, open_dataset):
+            assert opening(same, of_run=of_run).directory == earlier.directory
+    assert "was made by an earlier version" in caplog.text
+    held_out = data.of_evaluation_set(EvaluationSet(name="other", source=data.source))
+    caplog.clear()
+    assert prepare(held_out, of_run=of_run).directory != earlier.directory and not caplog.text
+    new = prepare(data)
+    assert prepare(data, of_run=of_run).directory == new.directory  # as new runs have to
+    other = SimpleNamespace(fingerprint="0123")
+    assert not Path(data.preparation(of_run={"tokenizer": other}).folder.path).exists()
+
+
+def test_a_store_of_an_earlier_version_is_enough_when_its_corpus_is_gone(questions, caplog):
+    data, earlier = questions
+    os.remove("squad.json")
+    assert prepare(data).fingerprint == earlier.fingerprint
+    assert "was made by an earlier version" in caplog.text
+
+
+def test_unfinished_work_of_an_earlier_version_is_not_resumed(questions, monkeypatch):
+    data = replace(questions[0], store="store")
+    with monkeypatch.context() as patch:
+        patch.setattr(QuestionSource, "store_version", 1)
+        prepare_common(data)
+    with pytest.raises(UserError, match="by an earlier version and is not finished; delete it"):
+        prepare(data)
 
 
 @pytest.mark.parametrize("store", ["store", None])

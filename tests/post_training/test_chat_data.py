@@ -55,6 +55,15 @@ def prepared(folder, rows, **settings):
     return prepare(data(folder, rows, **settings), folder / "store")
 
 
+def test_stores_of_conversations_are_named_by_what_is_learned(tmp_path, monkeypatch):
+    rows = [{"messages": turns("a", "b")}]
+    names = set()
+    for version in (1, 2):
+        monkeypatch.setattr(ConversationSource, "store_version", version)
+        names.add(data(tmp_path, rows).origin.identity)
+    assert len(names) == 2
+
+
 def rows_of(store, objective, length):
     examples = store.examples("train", objective.window_spec(length))
     raw = [examples.read(i, RNG) for i in range(len(examples))]

@@ -10,6 +10,7 @@ from pathlib import Path
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.prepare.origin import Origin
 from flax_transformers.data.store.files import digest
+from flax_transformers.data.store.token_store import MANIFEST
 from flax_transformers.data.store.tokenizer import is_saved, load_saved_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.storage.file_hashes import cache_root, keep
@@ -35,6 +36,32 @@ def cache_directory(origins: Mapping[str, Origin], identity: Callable[[], str]) 
         raise
     keep(known, name)
     return os.path.join(stores, name)
+
+
+def text_directory(origin: Origin, of_run: Tokenizers, *, trained_on: bool) -> str:
+    """The default folder of a store of texts.
+
+    A run that has trained already (``of_run`` are its tokenizers) keeps the store of an earlier
+    version that it was ``trained_on``, unless there is one of this version with its tokenizer. A
+    store of an earlier version is also used if its source no longer exists.
+    """
+
+    def named(one: Origin) -> str:
+        return beside_others(cache_directory({"text": one}, lambda: one.identity), of_run)
+
+    former = origin.former
+    if former == origin:
+        return named(origin)
+    try:
+        directory = named(origin)
+    except UserError:
+        with contextlib.suppress(UserError):
+            return named(former)
+        raise
+    if not (of_run and trained_on) or open_folder(directory).exists(MANIFEST):
+        return directory
+    earlier = named(former)
+    return earlier if open_folder(earlier).exists(MANIFEST) else directory
 
 
 def beside_others(directory: str, of_run: Tokenizers) -> str:

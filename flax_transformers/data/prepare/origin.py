@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from flax_transformers.data.base import Compare
@@ -22,6 +22,7 @@ from flax_transformers.storage.folders import Folder
 log = logging.getLogger(__name__)
 
 CORPUS = "corpus.json"
+_VERSION = "store_version"  # of a source; left out if it is 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class Origin:
     loaded: Mapping[str, TokenizerConfig] = field(default_factory=dict)
 
     @property
+    def former(self) -> Origin:
+        """The same without the versions of sources, as earlier versions name its store."""
+        settings = {
+            name: {key: v for key, v in value.items() if key != _VERSION}
+            if isinstance(value, dict)
+            else value
+            for name, value in self.settings.items()
+        }
+        return replace(self, settings=settings)
+
+    @property
     def identity(self) -> str:
         """Hash of everything that the store's bytes depend on."""
         loaded = {name: load(config).fingerprint for name, config in self.loaded.items()}
@@ -51,7 +63,9 @@ class Origin:
 
 def source_settings(source: Any) -> dict[str, Any]:
     """The fields of a source and its type, which defines their meaning."""
-    return {"type": type(source).__name__, **asdict(source)}
+    version = getattr(source, _VERSION, 1)
+    settings = {"type": type(source).__name__, **asdict(source)}
+    return settings | ({_VERSION: version} if version > 1 else {})
 
 
 def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,8 +94,8 @@ def claim(folder: Folder, origin: Origin, *, by_size: bool = False) -> dict[str,
         folder.write(CORPUS, record_json(record))
         return record
     claimed = _claimed(folder)
-    require_same_settings(folder, claimed, origin)
-    if "sizes" not in claimed:
+    earlier = require_same_settings(folder, claimed, origin)
+    if earlier or "sizes" not in claimed:
         raise UserError(
             f"The store in {folder.path} was started by an earlier version and is not finished; "
             "delete it and prepare it again."
@@ -129,8 +143,9 @@ def _claimed(folder: Folder) -> dict[str, Any]:
     )
 
 
-def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Origin) -> None:
-    """Raises UserError, naming both, if ``found`` has other settings."""
+def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Origin) -> bool:
+    """Whether ``found`` has another version of a source. Raises UserError, naming both, if it has
+    other settings."""
     from flax.traverse_util import flatten_dict  # imports jax, which configs do not need
 
     theirs, ours, defaults = (
@@ -138,14 +153,15 @@ def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Orig
         for settings in (without_paths(found["settings"]), origin.settings, origin.defaults)
     )
     for name, value in defaults.items():
-        if name in ours:
+        if name in ours and not name.endswith(_VERSION):
             theirs.setdefault(name, value)
     by_content = [name for name, config in origin.loaded.items() if at_hand(config)]
-    names = sorted(
+    different = sorted(
         name
         for name in {*theirs, *ours}
         if theirs.get(name) != ours.get(name) and name.split(".")[0] not in by_content
     )
+    names = [name for name in different if not name.endswith(_VERSION)]
     if names:
         was, asked = (
             ", ".join(f"{name}={side.get(name)!r}" for name in names) for side in (theirs, ours)
@@ -154,6 +170,7 @@ def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Orig
             f"The store in {folder.path} was made with {was}; this run asks for {asked}; choose "
             "another store directory, or delete that one to prepare it again."
         )
+    return different != names
 
 
 def require_same_source(

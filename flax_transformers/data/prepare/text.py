@@ -20,6 +20,7 @@ not given. Before, the first few megabytes are read to check that there is text.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,8 @@ from flax_transformers.objectives.base import Vocabulary, WindowSpec
 from flax_transformers.objectives.labelled import LabelledSpec
 from flax_transformers.objectives.sequence_to_sequence import PairSpec
 from flax_transformers.storage.folders import Folder, open_folder
+
+log = logging.getLogger(__name__)
 
 _LITTLE_TEXT = 8_000_000  # characters that one process tokenizes faster than several start
 RESUMED = (
@@ -339,7 +342,12 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
     def read_store(self, *, verified: bool, compare: Compare) -> PreparedText:
         folder = self.folder
         manifest = read_manifest(folder)
-        origin.require_same_settings(folder, manifest["corpus"], self.origin)
+        if origin.require_same_settings(folder, manifest["corpus"], self.origin):
+            log.warning(
+                "the token store in %s was made by an earlier version, which took these sources "
+                "otherwise (CHANGELOG.md); a run that began with it can use it: prepare another "
+                "directory for new ones", folder.path,
+            )  # fmt: skip
         origin.require_same_source(folder, manifest["corpus"], self.origin, compare)
         tokenizer = self.given or own_tokenizer(folder, self.tokenizer)
         target = self._own_target()

@@ -97,6 +97,9 @@ class Source:
 
     endings: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that are read, without those of compressed files."""
+    store_version: ClassVar[int] = 1
+    """Of what stores hold of its documents; raised where this is corrected. New runs then get a new
+    store, and those that have one keep it."""
 
     def __post_init__(self) -> None:
         ranges.check_fields(self, "data.source")
