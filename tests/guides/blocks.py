@@ -105,7 +105,7 @@ def _run_options(config) -> dict[str, str]:
         if "sequence_length" in vars(phase):
             length = min(phase.sequence_length, LONGEST)
             options[f"--phases.{number}.sequence-length"] = str(length)
-    return options | {"--evaluation.batch-size": "8"}
+    return options | {"--evaluation.batch-size": "16"}
 
 
 def _data_options(config, given: list[str], whole: bool) -> dict[str, str]:
