@@ -74,7 +74,10 @@ def finished_steps(directory: epath.Path) -> list[int]:
     """Committed steps, oldest first, without verifying them."""
     if not exists(directory):
         return []
-    named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+    try:
+        named = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+    except FileNotFoundError:  # a folder in a bucket, which ends with its last file
+        return []
     folders = [path for path in named if is_folder(path)]
     if not is_local(directory):  # written in place; the commit writes a file
         folders = [path for path in folders if exists(path / checksums.COMMIT_FILES[1])]

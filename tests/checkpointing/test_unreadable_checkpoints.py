@@ -178,3 +178,8 @@ def test_a_damaged_step_that_is_a_link_is_set_aside_as_one(linked: Path, tmp_pat
     with pytest.raises(UserError, match="invalid-5-0 set aside"):
         restore_newest(tmp_path / "run")
     assert (tmp_path / "run" / "invalid-5-0").is_symlink() and linked.is_dir()
+
+
+def test_a_folder_that_ends_while_it_is_listed_has_no_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_directories, "exists", lambda path: True)
+    assert step_directories.finished_steps(epath.Path(tmp_path / "checkpoints")) == []
