@@ -37,7 +37,7 @@ def note_weights(workdir: epath.Path, kind: str, path: str, weights: Weights) ->
     noted = _noted(file, kind) if has_checkpoint(workdir) else {}
     known, fault = noted.get("weights"), None
     differs = found is not None and known != found
-    if noted and differs and known != weights.earlier_fingerprint():
+    if noted and differs and known not in (None, weights.earlier_fingerprint()):
         fault = UserError(
             f"the {kind} model {path} has other weights than when the run in {workdir} "
             "began; restore them, or choose another --workdir"

@@ -63,6 +63,16 @@ def test_the_note_of_an_earlier_version_is_accepted_and_renewed(monkeypatch, tmp
     assert json.loads(note.read_text()) == {"path": "model", "weights": "weights"}
 
 
+def test_weights_that_were_gone_when_the_run_began_are_noted_when_they_are_back(
+    monkeypatch, tmp_path
+):
+    note_weights(epath.Path(tmp_path), "reference", "model", Of(None))
+    monkeypatch.setattr(weights_note, "has_checkpoint", lambda _: True)
+    note_weights(epath.Path(tmp_path), "reference", "model", Of("one", earlier="all files"))
+    with pytest.raises(UserError, match="has other weights"):
+        note_weights(epath.Path(tmp_path), "reference", "model", Of("two"))
+
+
 def test_processes_refuse_together_what_one_of_them_refuses(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "of_all_processes", lambda fault: np.array([fault, True]))
     with pytest.raises(UserError, match="process 1 found other weights of the teacher model"):
