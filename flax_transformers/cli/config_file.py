@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flax_transformers import config_json
-from flax_transformers.cli.parsing import override
+from flax_transformers.cli.parsing import override, without_section
 from flax_transformers.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and not needed to refuse a file that does not exist
@@ -72,8 +72,9 @@ def naming_options(config: TrainConfig) -> Iterator[None]:
             named = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", said)
             if named and f"--{name}" not in said:
                 options = f"the option is --{name}"
-                if name == "data.validation-source.path":
-                    options += "; --data.validation-source None holds out training data instead"
+                section = name.rpartition(".")[0]
+                if without_section(config, section.replace("-", "_").split(".")) is not None:
+                    options += f"; without it: --{section} None"
                 error.args = (f"{said.removesuffix('.')} ({options})",)
                 break
         raise

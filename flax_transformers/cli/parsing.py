@@ -223,7 +223,7 @@ def _without_sections(config: T, overrides: Sequence[str]) -> tuple[T, list[str]
     while tokens:
         token = tokens.pop(0)
         if token.startswith("--") and tokens[:1] == ["None"]:
-            changed = _without(config, token[2:].replace("-", "_").split("."))
+            changed = without_section(config, token[2:].replace("-", "_").split("."))
             if changed is not None:
                 config = changed
                 del tokens[0]
@@ -238,19 +238,19 @@ def _parts(token: str) -> list[str]:
     return [name, value] if name.startswith("--") and equals and value == "None" else [token]
 
 
-def _without(config: T, path: Sequence[str]) -> T | None:
+def without_section(config: Any, path: Sequence[str]) -> Any:
     """``config`` with the section at ``path`` None; None if there is no optional section."""
     name, *inner = path
     if not dataclasses.is_dataclass(config) or not hasattr(config, name):
         return None
     value: Any = getattr(config, name)
     if inner:
-        value = _without(value, inner)
-        return None if value is None else dataclasses.replace(config, **{name: value})  # type: ignore[type-var]
+        value = without_section(value, inner)
+        return None if value is None else dataclasses.replace(config, **{name: value})
     optional = type(None) in typing.get_args(typing.get_type_hints(type(config)).get(name))
     if not optional or not dataclasses.is_dataclass(value):
         return None
-    return dataclasses.replace(config, **{name: None})  # type: ignore[type-var]
+    return dataclasses.replace(config, **{name: None})
 
 
 def refuse_arguments(overrides: Sequence[str]) -> None:

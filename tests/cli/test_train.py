@@ -106,7 +106,7 @@ def test_a_missing_held_out_file_is_said_to_be_optional(capsys, tmp_path, monkey
     (tmp_path / "own.txt").write_text("A text.\n\nAnother.\n")
     own = ["gpt_tiny_shakespeare", "--workdir", "run", "--data.source.path", "own.txt"]
     said = refused(capsys, "train", *own)
-    assert said.endswith("--data.validation-source None holds out training data instead)")
+    assert said.endswith("without it: --data.validation-source None)")
 
 
 @pytest.mark.parametrize(
