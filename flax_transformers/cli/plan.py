@@ -262,16 +262,13 @@ def as_json(found: plans.StepPlan) -> dict:
     return values | {"recomputation": found.recomputation}
 
 
-_MEMORY = {"others": "reference or teacher"}
-
-
 def show(found: plans.StepPlan) -> None:
     """Prints a plan as a table."""
     console, table = _begin(
         found,
         f"batch {'x'.join(map(str, found.batch_shape))}, micro-batches {found.micro_batches}, "
         f"remat {found.remat}",
-        {_MEMORY.get(name, name): n for name, n in dataclasses.asdict(found.memory).items()},
+        {name.replace("_", " "): n for name, n in dataclasses.asdict(found.memory).items()},
     )
     table.add_section()
     table.add_row("model", f"{found.model_flops / 1e12:.3f} TFLOP")

@@ -55,7 +55,7 @@ class Memory:
     parameters: int
     optimizer: int
     """Optimizer state, and the EMA of the parameters if there is one."""
-    others: int | None
+    other_models: int | None
     """Parameters of a reference or a teacher; None without one, and if its config is not there."""
     batch: int
     padding: int | None
@@ -72,7 +72,7 @@ class Memory:
     @property
     def state(self) -> int:
         """Bytes that stay allocated between steps."""
-        return self.parameters + self.optimizer + (self.others or 0)
+        return self.parameters + self.optimizer + (self.other_models or 0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def plan(
     config = replace(config, compute=compute)
     mesh = checked_mesh(config, devices)
     trainer = make_trainer(config, mesh)
-    others, note = _other_models(config, trainer, teacher)
+    other_models, note = _other_models(config, trainer, teacher)
     chip = device_spec(devices[0].device_kind)
     started = time.perf_counter()
     lowered = lower_train_step(config, trainer, phase)
@@ -176,7 +176,7 @@ def plan(
     compiled_after = time.perf_counter() - started
     if hlo is not None and text is not None:
         write_text(epath.Path(hlo.absolute()), text)
-    memory = _memory(trainer, others, abstract_batch(config, phase), compiled, needed, chip)
+    memory = _memory(trainer, other_models, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape), hosts=hosts_of(mesh))
     model_flops = phase_flops(config, phase) / mesh.size
     program_flops = None if found is None else flops_of(found, config.model)
@@ -255,7 +255,7 @@ def _text(compiled: jax.stages.Compiled, folder: Path) -> str | None:
 
 def _memory(
     trainer: Trainer,
-    others: int | None,
+    other_models: int | None,
     batch: dict[str, jax.ShapeDtypeStruct],
     compiled: jax.stages.Compiled | None,
     needed: int | None,
@@ -271,9 +271,9 @@ def _memory(
     )
     available = None if chip is None else chip.available_bytes
     if compiled is None:
-        total = (needed or 0) + (others or 0)
+        total = (needed or 0) + (other_models or 0)
         rest = None, None, None, None
-        return Memory(parameters, optimizer, others, rows, *rest, total, available)
+        return Memory(parameters, optimizer, other_models, rows, *rest, total, available)
     found: Any = compiled.memory_analysis()
     output = found.output_size_in_bytes - found.alias_size_in_bytes
     temporaries, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
@@ -283,13 +283,17 @@ def _memory(
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
-        others=others,
+        other_models=other_models,
         batch=rows,
         padding=max(0, found.argument_size_in_bytes - parameters - optimizer - rows),
         temporaries=temporaries,
         output=output,
         program=found.generated_code_size_in_bytes,
-        total=arguments + temporaries + output + found.generated_code_size_in_bytes + (others or 0),
+        total=arguments
+        + temporaries
+        + output
+        + found.generated_code_size_in_bytes
+        + (other_models or 0),
         available=available,
     )
 

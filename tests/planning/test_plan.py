@@ -160,7 +160,7 @@ def test_a_student_is_planned_with_its_teacher_and_the_logits_of_it(config, tmp_
     logits = abstract_batch(config, phase)["teacher_logits"]
     assert (logits.shape, logits.dtype) == ((phase.batch_size, 3), "float32")
     found = planned(config, "cpu:1")
-    assert found.memory.others is None
+    assert found.memory.other_models is None
     assert found.notes == ("the parameters of runs/teacher and its own step need further memory",)
     # A wider model than the student.
     theirs = build_model(dataclasses.replace(model, hidden_size=64))
@@ -168,8 +168,8 @@ def test_a_student_is_planned_with_its_teacher_and_the_logits_of_it(config, tmp_
     ft.save_pretrained(tmp_path / "teacher", theirs, nn.meta.unbox(params))
     there = dataclasses.replace(objective, teacher=str(tmp_path / "teacher"))
     counted = planned(dataclasses.replace(config, objective=there), "cpu:1")
-    assert counted.memory.others == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert counted.memory.total == found.memory.total + counted.memory.others
+    assert counted.memory.other_models == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert counted.memory.total == found.memory.total + counted.memory.other_models
     assert counted.notes == ("the teacher's own step needs further memory",)
 
 
@@ -184,8 +184,8 @@ def test_the_memory_of_a_reference_is_counted(config):
         data=Problems(),
     )
     found = planned(config, "cpu:1").memory
-    assert found.others == found.parameters > 0
-    assert found.state == found.others + found.parameters + found.optimizer
+    assert found.other_models == found.parameters > 0
+    assert found.state == found.other_models + found.parameters + found.optimizer
     parts = [found.batch, found.padding, found.temporaries, found.output, found.program]
     assert found.total == pytest.approx(found.state + sum(parts), rel=0.01)
 
