@@ -54,6 +54,12 @@ def test_preemptions_do_not_use_up_the_restarts_of_failures(end):
     assert end(75) == (False, "gave up after 3 failures; submit the job again to resume\n")
 
 
+def test_a_failure_that_cannot_be_counted_is_not_requeued(end, tmp_path):
+    (tmp_path / ".slurm-failures-7").mkdir()
+    requeued, said = end(75)
+    assert not requeued and "Is a directory" in said
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_a_job_that_is_done_or_a_user_error_is_not_requeued(end, tmp_path, code):
     assert end(75) == (True, "")

@@ -151,7 +151,8 @@ def test_a_reward_with_the_name_of_a_statistic_is_refused(objective, function):
 
 
 def test_a_reward_may_have_the_name_of_what_its_objective_does_not_log():
-    GroupRelativePolicy(rollouts=Rollouts(rewards=(FunctionReward(function=kl),)))
+    objective = GroupRelativePolicy(rollouts=Rollouts(rewards=(FunctionReward(function=kl),)))
+    assert objective.statistics[-1] == "rollout/kl"
 
 
 def test_rewards_of_one_kind_are_numbered():
