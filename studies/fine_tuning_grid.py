@@ -7,7 +7,7 @@ Data:      all-MiniLM-L6-v2, the published folder (sentence-transformers), and o
            zcat data_full.json.gz | jq -c '.test|group_by(.[1])[:15][][]' > test.jsonl
            750 training sentences, scored on 450
 Size:      2 batch sizes x 3 learning rates x 3 numbers of epochs x 5 seeds, an encoder of 6 layers,
-           384 wide
+           384 wide. Not run to its end yet
 
 The runs of a point differ in the seed alone: the classifier's first weights, the order of the
 sentences, and dropout. As in BERT's script, the rate rises over the first tenth of the steps.
