@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import re
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
 import flax_transformers as ft
@@ -310,6 +312,26 @@ def test_gpus_of_several_hosts_send_through_their_network_adapters(axes, per_hos
     sum_ = Collective("all-reduce", axes, 2, 1, (Array("bf16", (2**20,)),), "", per_host)
     found = module.roofline(HloCost(collectives=[sum_]), 0.0, device_spec("NVIDIA H100 80GB"))
     assert found.step == pytest.approx(2 * 2**20 / (gigabytes * 1e9))
+
+
+def test_the_hosts_of_gpus_are_those_of_the_mesh_and_tpus_have_none():
+    def mesh(platform):
+        devices = [SimpleNamespace(platform=platform, process_index=n // 2) for n in range(4)]
+        return SimpleNamespace(devices=np.array(devices).reshape(2, 2))
+
+    assert module.hosts_of(mesh("gpu")) == [0, 0, 1, 1]
+    assert module.hosts_of(mesh("tpu")) == []
+
+
+@pytest.mark.slow
+def test_the_collectives_of_a_plan_are_counted_with_the_hosts_of_its_devices(config, monkeypatch):
+    def counting(text, mesh, hosts):
+        raise Lowered(hosts)
+
+    monkeypatch.setattr(module, "hosts_of", lambda mesh: ["a host", *mesh.axis_names])
+    monkeypatch.setattr(module, "account", counting)
+    with pytest.raises(Lowered, match="'a host', 'data'"):
+        planned(config)
 
 
 def test_grouped_products_are_counted_by_rows_whatever_the_number_of_groups():
