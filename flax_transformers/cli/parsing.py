@@ -241,7 +241,8 @@ def _parts(token: str) -> list[str]:
 def without_section(config: Any, path: Sequence[str]) -> Any:
     """``config`` with the section at ``path`` None; None if there is no optional section."""
     name, *inner = path
-    if not dataclasses.is_dataclass(config) or not hasattr(config, name):
+    known = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    if name not in [field.name for field in known]:
         return None
     value: Any = getattr(config, name)
     if inner:
