@@ -108,13 +108,18 @@ def rich_line(shown: ExampleView, tokenizer: Tokenizer, names: Sequence[str] = (
                 text.append("→")
             text.append(label, "bold green")
         if shown.classes is not None and shown.classes[position] >= 0:
-            text.append(f"/{names[shown.classes[position]]}", "bold green")
+            text.append(f"/{_class_name(shown.classes[position], names)}", "bold green")
         text.append(" ")
     if shown.label is not None:
-        text.append(names[shown.label], "bold green")
+        text.append(_class_name(shown.label, names), "bold green")
     if shown.note:
         text.append(f"({shown.note})", "italic")
     return text
+
+
+def _class_name(number: int, names: Sequence[str]) -> str:
+    """The number itself where the data name no classes, as for an objective of the user's own."""
+    return names[number] if number < len(names) else str(number)
 
 
 def show_images(console: Console, batch: Batch, label_names: Sequence[str], path: str) -> None:
@@ -149,7 +154,7 @@ def _labels(batch: Batch, i: int, label_names: Sequence[str]) -> str:
         return ""
     shares: dict[str, float] = {}
     for label, share in zip(batch["labels"][i], batch["label_weights"][i], strict=True):
-        name = label_names[label]
+        name = _class_name(label, label_names)
         shares[name] = shares.get(name, 0.0) + float(share)
     named = [f"{name} {share:.0%}" for name, share in shares.items() if share > 0]
     return ": " + ", ".join(name.removesuffix(" 100%") for name in named)

@@ -46,6 +46,12 @@ def test_each_segment_begins_with_its_number():
     assert text.plain == "row: «1» a b «2» c d "
 
 
+def test_classes_without_names_are_shown_by_their_numbers():
+    view = ExampleView("row", ids("abc"), classes=np.array([0, 1, -1]), label=2)
+    assert rich_line(view, TOKENIZER).plain == "row: a/0 b/1 c 2"
+    assert rich_line(view, TOKENIZER, ("no", "yes", "both")).plain == "row: a/no b/yes c both"
+
+
 def test_what_is_said_of_the_whole_row_comes_last():
     text = rich_line(ExampleView("row", ids("a"), note="B follows A"), TOKENIZER)
     assert text.plain == "row: a (B follows A)"
