@@ -27,7 +27,7 @@ from flax_transformers.huggingface.sentence_transformers import sentence_files, 
 from flax_transformers.huggingface.tensor_files import TensorInfo
 from flax_transformers.huggingface.weights import export_tensors, tensor_dtypes, tensor_shapes
 from flax_transformers.models.config import TransformerConfig
-from flax_transformers.storage.locks import is_running
+from flax_transformers.storage.locks import has_ended, process_tag
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -128,7 +128,7 @@ def appearing(directory: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to ``directory`` when all is written."""
     require_new(directory)
     _remove_abandoned(directory)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    temporary = directory.with_name(f".{directory.name}.{process_tag()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -145,8 +145,7 @@ def appearing(directory: Path) -> Iterator[Path]:
 def _remove_abandoned(directory: Path) -> None:
     """Remove temporary folders of processes that were killed while writing ``directory``."""
     for folder in directory.parent.glob(f".{glob.escape(directory.name)}.*.tmp"):
-        process = folder.name.split(".")[-2]
-        if process.isdecimal() and not is_running(int(process)):
+        if has_ended(folder.name.split(".")[-2]):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ Windows) are left unlocked.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -186,6 +187,19 @@ def _namespace() -> str:
             return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return uuid.uuid4().hex  # unknown: equal to none
+
+
+def process_tag() -> str:
+    """This process as a part of a file's name: its id, and a hash of where ids have its meaning."""
+    place = hashlib.sha256(f"{socket.gethostname()} {_namespace()}".encode()).hexdigest()[:8]
+    return f"{os.getpid()}-{place}"
+
+
+def has_ended(tag: str) -> bool:
+    """Whether the process of a `process_tag` was one of this machine and container, and ended."""
+    process, _, place = tag.partition("-")
+    here = place == process_tag().partition("-")[2]
+    return here and process.isdecimal() and not is_running(int(process))
 
 
 def is_running(process: int) -> bool:

@@ -19,6 +19,7 @@ from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import build_model, family_of_json
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.storage.locks import process_tag
 from tests.families.tiny_bert import (
     assert_same,
     change_json,
@@ -96,15 +97,12 @@ def test_half_precision_is_saved_and_read_bit_equal(tmp_path, dtype):
 
 
 def test_what_a_killed_save_left_behind_is_gone_after_the_next(tmp_path):
-    alive, dead = (tmp_path / f".saved.{process}.tmp" for process in (1, 2**31 - 1))
-    for folder in (alive, dead, tmp_path / ".saved.other"):
-        folder.mkdir()
+    here, gone = process_tag().partition("-")[2], 2**31 - 1
+    kept = {f".saved.1-{here}.tmp", f".saved.{gone}-elsewhere.tmp", ".saved.other"}
+    for name in (*kept, f".saved.{gone}-{here}.tmp"):
+        (tmp_path / name).mkdir()
     save_pretrained(tmp_path / "saved", *make_model())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".saved.1.tmp",
-        ".saved.other",
-        "saved",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "saved"}
 
 
 def test_tensors_of_mixed_types_begin_at_multiples_of_their_size(tmp_path):
