@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -95,7 +96,8 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     )
     # JAX would wait silently, and then abort without naming the process.
     others = f"the {count} processes of this job at {address}" if address else "the other processes"
-    patience = threading.Timer(SLOW_START_SECONDS, _say, [f"still waiting for {others}"])
+    waiting = f"flax-transformers: still waiting for {others}"
+    patience = threading.Timer(SLOW_START_SECONDS, print, [waiting], {"file": sys.stderr})
     patience.daemon = True
     patience.start()
     watchdog.start(limits, watchdog.dump_seconds)
@@ -117,6 +119,10 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
         watchdog.listen()
     watchdog.join(_KeyValueStore())
     sys.excepthook = _exit_at_once
+    # The last is called first, and before JAX's own exit function, which closes connections before
+    # it waits for the others.
+    atexit.register(watchdog.leave)
+    atexit.register(jax.distributed.shutdown)
 
 
 class _KeyValueStore:
@@ -128,8 +134,7 @@ class _KeyValueStore:
         self._client: Any = state.client
 
     def put(self, folder: str, value: str) -> None:
-        key = f"{_FOLDER}/{folder}/{self.index}"
-        self._client.key_value_set(key, value, allow_overwrite=True)
+        self._client.key_value_set(f"{_FOLDER}/{folder}/{self.index}", value, allow_overwrite=True)
 
     def values(self, folder: str) -> dict[int, str]:
         found = self._client.key_value_dir_get(f"{_FOLDER}/{folder}/")
@@ -278,14 +283,9 @@ def leave_if_not_alone(code: int) -> None:
         os._exit(code)
 
 
-def _say(text: str) -> None:
-    print(f"flax-transformers: {text}", file=sys.stderr, flush=True)
-
-
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # which a closed one is
-            stream.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
+        stream.flush()
 
 
 def _exit_at_once(

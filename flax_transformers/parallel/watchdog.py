@@ -72,6 +72,7 @@ class Watchdog:
         self.limits, self.dump_seconds = Limits(), 0.0
         self.name = "this process"
         self._peers: Peers | None = None
+        self._checking = threading.Lock()
         self._current: _Current | None = None
         self._entered = 0
         self._thread: threading.Thread | None = None
@@ -130,6 +131,11 @@ class Watchdog:
         """Publish the phases of this process to the others from now on."""
         self.name = f"process {peers.index} of {peers.count}"
         self._peers = peers
+
+    def leave(self) -> None:
+        """Exchange nothing more: a thread that is in C++ when Python ends aborts its process."""
+        with self._checking:
+            self._peers = None
 
     @contextlib.contextmanager
     def phase(self, name: str, explain: Callable[[], str] | None = None) -> Iterator[None]:
@@ -198,15 +204,15 @@ class Watchdog:
             if self._stopping:
                 return
             now = time.monotonic()
-            late = now - expected
-            if late > SUSPENDED_SECONDS:
-                self._extend(late)
-            current = self._current
-            if current is not None:
-                self._check(current, now)
-            if self._peers is not None and now >= next_exchange:
-                self._exchange(self._peers, current, now)
-                next_exchange = now + _exchange_seconds(self._peers)
+            if now - expected > SUSPENDED_SECONDS:
+                self._extend(now - expected)
+            with self._checking:
+                current, peers = self._current, self._peers
+                if current is not None:
+                    self._check(current, now)
+                if peers is not None and now >= next_exchange:
+                    self._exchange(peers, current, now)
+                    next_exchange = now + _exchange_seconds(peers)
             expected = time.monotonic() + TICK_SECONDS
 
     def _receive(self, seconds: float) -> None:

@@ -317,6 +317,24 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out == f"flax-transformers {__version__}\n"
 
 
+ABORTS_AT_EXIT = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)
+from flax_transformers.cli import main
+main._commands = lambda: sys.exit("no commands") if sys.argv[2:] else {}
+sys.exit(main.program(sys.argv[1:2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["nothing"], 2), (["nothing", "fails"], 1)]
+)
+def test_a_library_that_aborts_at_exit_does_not_change_the_exit_code(arguments, code):
+    command = [sys.executable, "-c", ABORTS_AT_EXIT, *arguments]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == code
+
+
 def test_help_and_version_do_not_import_jax():
     program = (
         "import sys\n"

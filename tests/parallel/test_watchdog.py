@@ -335,6 +335,37 @@ with watchdog.phase("step"):""",
 
 
 @pytest.mark.multi_process
+class SlowPeers:
+    """Notes the values that are being put and those that were put."""
+
+    index, count = 0, 2
+
+    def __init__(self):
+        self.begun, self.done = [], []
+
+    def put(self, folder, value):
+        self.begun.append(value)
+        time.sleep(0.5)
+        self.done.append(value)
+
+    def values(self, folder):
+        return {}
+
+
+def test_no_exchange_with_other_processes_lasts_longer_than_the_program():
+    watchdog, peers = Watchdog(), SlowPeers()
+    watchdog.enter("start")
+    with watchdog.running(Limits()):
+        watchdog.join(peers)
+        while not peers.begun:
+            time.sleep(0.01)
+        watchdog.leave()
+        assert peers.done == peers.begun
+        begun = len(peers.begun)
+        time.sleep(1.7)
+        assert len(peers.begun) == begun
+
+
 def test_a_signal_to_a_forked_child_is_not_reported_to_its_parent(start):
     code, out, _ = ended(
         start("""
