@@ -3,9 +3,9 @@
 Command:   flax-transformers sweep studies/fine_tuning_grid.py --workdir runs/fine_tuning_grid
 Data:      all-MiniLM-L6-v2, the published folder (sentence-transformers), and of CLINC150 (CC BY
            3.0) the first 15 intents in alphabetical order, in data/clinc150_15:
-           zcat data_full.json.gz | jq -c '.train|group_by(.[1])[:15][][:50][]' > train.jsonl
+           zcat data_full.json.gz | jq -c '.train|group_by(.[1])[:15][][:20][]' > train.jsonl
            zcat data_full.json.gz | jq -c '.test|group_by(.[1])[:15][][]' > test.jsonl
-           750 training sentences, scored on 450
+           300 training sentences, scored on 450
 Size:      2 batch sizes x 3 learning rates x 3 numbers of epochs x 5 seeds, an encoder of 6 layers,
            384 wide. Not run to its end yet
 
@@ -24,7 +24,7 @@ from flax_transformers.training.config import Evaluation, Logging, Phase, TrainC
 
 ENCODER = "all-MiniLM-L6-v2"
 DATA = "data/clinc150_15"
-SENTENCES = 750
+SENTENCES = 300
 BATCH_SIZES = (16, 32)
 RATES = ("5e-5", "3e-5", "2e-5")
 EPOCHS = (2, 3, 4)
