@@ -22,11 +22,13 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja",
-    "preprocessor_config.json", "processor_config.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    "tokenizer.model", "spm.model", "source.spm", "target.spm", "target_vocab.json",
+    "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json",
 )  # fmt: skip
 """Files of the tokenizer and of preprocessing, which are copied as they are."""
+_TEMPLATES = "additional_chat_templates"
+"""The folder of the named chat templates, which are copied too."""
 
 _MAX_NAMES = 10_000
 """Number of entries of a folder that are examined."""
@@ -42,10 +44,12 @@ _SAVE = "save_pretrained('safetensors')"
 
 
 def carried_files(directory: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """Those of the CARRIED files that are in a directory, by name."""
+    """Those of the CARRIED files that are in a directory, and its named chat templates, by name."""
     if directory is None:
         return {}
     files = {name: Path(directory) / name for name in CARRIED}
+    templates = sorted((Path(directory) / _TEMPLATES).glob("*.jinja"))
+    files |= {f"{_TEMPLATES}/{file.name}": file for file in templates}
     return {name: file for name, file in files.items() if is_there(file)}
 
 

@@ -75,9 +75,10 @@ def save_directory(
             tensor_files.write_file(folder / name, shard, _finite(values))
         if len(shards) > 1:
             tensor_files.write_shard_index(folder, shards)
-        for name, file in carried_files(tokenizer_from).items():
-            shutil.copyfile(file, folder / name)
         carried = carried_files(tokenizer_from)
+        for name, file in carried.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)
         beside = {**sentence_files(config), **sentence_limit(config, carried), **files}
         for name, content in beside.items():
             (folder / name).parent.mkdir(exist_ok=True)

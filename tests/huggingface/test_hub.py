@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from flax_transformers import load_pretrained, save_pretrained
+from flax_transformers.data.tokenizers.layouts import VOCABULARY_FILES
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface import write as hub_write
 from flax_transformers.huggingface.family import build_model, family_of_json
@@ -206,6 +207,16 @@ def test_tokenizer_files_are_carried_along(tmp_path):
         "model.safetensors",
         "vocab.txt",
     ]
+
+
+def test_every_vocabulary_and_named_chat_templates_are_carried_along(tmp_path):
+    source, names = tmp_path / "source", {*VOCABULARY_FILES, "additional_chat_templates/rag.jinja"}
+    (source / "additional_chat_templates").mkdir(parents=True)
+    for name in names:
+        (source / name).write_text("{}")
+    saved = tmp_path / "saved"
+    save_pretrained(saved, *drawn_model("BertForMaskedLM"), tokenizer_from=source)
+    assert names <= {file.relative_to(saved).as_posix() for file in saved.rglob("*.*")}
 
 
 def test_a_directory_with_files_is_not_written_to(saved):

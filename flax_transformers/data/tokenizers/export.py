@@ -225,10 +225,11 @@ def export_folder(
     frame = tokenizer.facts.run_frame or run_frame(objective, tokenizer.vocabulary)
     files = exported_files(tokenizer, frame, max_length, token_types)
     target.mkdir(parents=True)
-    kept = {file.name: file for file in source.iterdir() if file.is_file()}
-    for name, file in kept.items():
-        if name not in files and name not in (*VOCABULARY_FILES, CONFIG_FILE):
-            (target / name).write_bytes(file.read_bytes())
+    kept = {file.relative_to(source): file for file in source.rglob("*") if file.is_file()}
+    for path, file in kept.items():
+        if str(path) not in {*files, *VOCABULARY_FILES, CONFIG_FILE}:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(file.read_bytes())
     for name, content in files.items():
         (target / name).write_bytes(content)
     return target

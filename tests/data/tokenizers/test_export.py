@@ -56,9 +56,12 @@ def test_the_exported_file_gives_the_same_ids_in_the_frame_of_training(trained):
 
 def test_the_folder_of_a_run_is_exported_and_a_published_one_stays(trained, tmp_path):
     trained.save(tmp_path / "run", Frame(before=(trained.vocabulary.end_id,)))
-    (tmp_path / "run" / "generation_config.json").write_text("{}")
+    (tmp_path / "run" / "additional_chat_templates").mkdir()
+    others = ("generation_config.json", "additional_chat_templates/rag.jinja")
+    for name in others:
+        (tmp_path / "run" / name).write_text("{}")
     out = export_folder(tmp_path / "run", tmp_path / "out", None)
-    assert out == tmp_path / "out" and (out / "generation_config.json").is_file()
+    assert out == tmp_path / "out" and all((out / name).is_file() for name in others)
     assert "flax_transformers" not in (out / "tokenizer_config.json").read_text()
     frame = load_tokenizer(out).vocabulary.frame
     assert frame == Frame(before=(trained.vocabulary.end_id,))
