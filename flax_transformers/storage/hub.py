@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
 DATA = "hf://datasets/"
-BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
+BESIDE_WEIGHTS = (".json", ".txt", ".model", ".spm", ".jinja")
 """Endings of configs, tokenizers and chat templates."""
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _ID = re.compile(rf"(?P<name>(?:{_NAME}/)?{_NAME})(?:@(?P<revision>[\w][\w./-]*))?")

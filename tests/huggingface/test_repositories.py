@@ -273,6 +273,17 @@ def test_a_tokenizer_that_a_snapshot_lacks_is_downloaded(hub, tmp_path):
     assert (snapshot / "vocab.txt").is_file()
 
 
+def test_the_sentencepiece_models_of_marian_are_downloaded(hub, tmp_path):
+    names = ["config.json", "tokenizer_config.json", "vocab.json", "model.safetensors"]
+    models = ["source.spm", "target.spm"]
+    hub.repositories["models/some/marian"] = dict.fromkeys([*names, *models], b"{}")
+    assert files_of(find_directory("some/marian")).keys() == {*names, *models}
+    hub.repositories["models/some/older"] = hub.repositories["models/some/marian"]
+    snapshot = cache_of(tmp_path, "models--some--older", names)
+    find_tokenizer("some/older")
+    assert files_of(snapshot).keys() == {*names, *models}
+
+
 def test_a_mistyped_path_is_not_sought_on_the_hub(hub, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import tokenizers
@@ -44,6 +44,8 @@ VOCABULARY_FILES = (
     JSON, "vocab.txt", "vocab.json", "merges.txt", *MODEL_FILES, "source.spm", "target.spm",
     "target_vocab.json",
 )  # fmt: skip
+_PARTS = ("vocab.json", "merges.txt", "target.spm", "target_vocab.json")
+"""Those of them that are no vocabulary without another."""
 _BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer")
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _BERT_OPTIONS: dict[str, tuple[str, bool | None]] = {
@@ -69,6 +71,13 @@ _MBART50_FURTHER = (
     "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF "
     "pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
 ).split()
+
+
+def holds_vocabulary(names: Collection[str]) -> bool:
+    """Whether files of these names have the pieces of a tokenizer."""
+    return any(name in names for name in VOCABULARY_FILES if name not in _PARTS) or (
+        "vocab.json" in names and "merges.txt" in names
+    )
 
 
 def tokenizer_of(files: Files, facts: Facts, lowercase: bool | None) -> Tokenizer | None:

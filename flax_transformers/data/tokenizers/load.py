@@ -36,6 +36,7 @@ from flax_transformers.data.tokenizers.layouts import (
     WORDPIECE_SPECIALS,
     bert_backend,
     frame_bert,
+    holds_vocabulary,
     tokenizer_of,
     with_sentinels,
 )
@@ -352,7 +353,7 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, epath.Path]:
         {name: read_file(found[name]) for name in FACT_FILES if name in found}, place
     )
     in_bytes = facts.tokenizer_class == "ByT5Tokenizer" or facts.record.get("kind") == "bytes"
-    return found if in_bytes or found.keys() & set(VOCABULARY_FILES) else {}
+    return found if in_bytes or holds_vocabulary(found) else {}
 
 
 def _canonical(file: epath.Path) -> str:
