@@ -3,7 +3,7 @@
 Its classes for sentencepiece do not support byte fallback with unigram models, and ByT5's class
 appends the end of a sequence to every prompt. Therefore a tokenizer.json of the `tokenizers`
 library is written, which supports every model, with the frame that the model was trained with.
-Published tokenizers keep their files.
+Published tokenizers with a class of their own keep their files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from flax_transformers.objectives.rows import run_frame
 log = logging.getLogger(__name__)
 
 _SPACE = "▁"
+_GENERIC = (None, "PreTrainedTokenizerFast")
+"""Classes of tokenizers that are not those of a family."""
 
 
 def exported_files(
@@ -45,19 +48,21 @@ def exported_files(
     run noted, if any. ``max_length``: the maximum length of the model, None without a limit;
     ``token_types``: the number of its token types.
     """
-    if not tokenizer.facts.trained_here:
+    facts = tokenizer.facts
+    if not facts.trained_here and facts.tokenizer_class not in _GENERIC:
         return _published(tokenizer, max_length)
     backend = _backend(tokenizer)
-    frame = frame or tokenizer.facts.run_frame
+    frame = _frame_to_write(tokenizer, frame or facts.run_frame)
     if frame is not None:
         backend.post_processor = _processor(tokenizer, frame)
-    described: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    described: dict[str, Any] = {"tokenizer_class": _GENERIC[1]}
+    kept = tokenizer.files.keys() - {*VOCABULARY_FILES, CONFIG_FILE}
+    files = {name: tokenizer.files[name] for name in sorted(kept)}
     is_bert = isinstance(tokenizer, PieceTokenizer) and tokenizer.kind == "wordpiece"
     framed_as_bert = frame is None or (
         _names(tokenizer, frame) == (["[CLS]"], ["[SEP]"]) and not frame.before_second
     )
-    files = {}
-    if is_bert and framed_as_bert:
+    if facts.trained_here and is_bert and framed_as_bert:
         described = {"tokenizer_class": "BertTokenizer"}
         normalizer = json.loads(backend.to_str()).get("normalizer") or {}
         described["do_lower_case"] = bool(normalizer.get("lowercase", False))
@@ -67,26 +72,43 @@ def exported_files(
     described |= {
         f"{role}_token": tokenizer.pieces([roles[role]])[0] for role in ROLES if role in roles
     }
-    if described["tokenizer_class"] == "PreTrainedTokenizerFast":
+    if described["tokenizer_class"] == _GENERIC[1]:
         typed = ["token_type_ids"] if token_types > 1 else []
         described["model_input_names"] = ["input_ids", *typed, "attention_mask"]
     described["clean_up_tokenization_spaces"] = False
     if max_length is not None:
         described["model_max_length"] = max_length
-    files["tokenizer.json"] = backend.to_str().encode()
+    if not facts.trained_here:
+        described |= _config(tokenizer) | {"tokenizer_class": _GENERIC[1]}
+    files[JSON] = backend.to_str().encode()
     files[CONFIG_FILE] = _json(described)
     return files
 
 
+def _frame_to_write(tokenizer: Tokenizer, frame: Frame | None) -> Frame | None:
+    """The special tokens that a post-processor has to add for ``frame``; None if that of the file
+    remains."""
+    facts, own = tokenizer.facts, tokenizer.vocabulary.frame
+    if facts.trained_here or own is None or not isinstance(tokenizer, PieceTokenizer):
+        return frame or own
+    if facts.tokenizer_class is not None:
+        return frame if own == Frame() else None
+    same = frame is None or replace(frame, before_second=None) == own
+    return None if same and (frame is None or frame.before_second is None) else frame
+
+
+def _config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer_config.json without this package's record."""
+    config: dict[str, Any] = json.loads(tokenizer.files.get(CONFIG_FILE, b"{}"))
+    return {name: value for name, value in config.items() if name != RECORD}
+
+
 def _published(tokenizer: Tokenizer, max_length: int | None) -> dict[str, bytes]:
     """The original files, without this package's record, and with the options of the normalizer."""
-    files = dict(tokenizer.files)
-    config = json.loads(files.get(CONFIG_FILE, b"{}"))
-    config.pop(RECORD, None)
+    files, config = dict(tokenizer.files), _config(tokenizer)
     if max_length is not None:
         config.setdefault("model_max_length", max_length)
-    if tokenizer.facts.tokenizer_class is not None:
-        config.setdefault("tokenizer_class", tokenizer.facts.tokenizer_class)
+    config.setdefault("tokenizer_class", tokenizer.facts.tokenizer_class)
     if isinstance(tokenizer, PieceTokenizer):
         config |= bert_options(tokenizer.serialized, tokenizer.facts)
     files[CONFIG_FILE] = _json(config)
@@ -120,9 +142,30 @@ def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     if isinstance(tokenizer, PieceTokenizer):
         return tokenizers.Tokenizer.from_str(tokenizer.serialized)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return sentencepiece_backend(tokenizer.model)
-    assert isinstance(tokenizer, ByteTokenizer)  # Marian tokenizers are not trained here
+        backend = sentencepiece_backend(tokenizer.model)
+        _warn_of_other_ids(tokenizer.model)
+        added = [token for _, token in sorted(tokenizer.added.items())]
+        backend.add_tokens([tokenizers.AddedToken(**vars(token)) for token in added])
+        return backend
+    assert isinstance(tokenizer, ByteTokenizer)  # Marian tokenizers have a class
     return _byte_backend(tokenizer)
+
+
+def _warn_of_other_ids(model: bytes) -> None:
+    """Logs which part of a sentencepiece model the `tokenizers` library has no counterpart of."""
+    proto = parse_sentencepiece(model)
+    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
+    other = [f"the symbol {symbols[0]!r}"] if symbols and _is_bpe(proto) else []
+    other += ["whitespace as a suffix"] * proto.trainer_spec.treat_whitespace_as_suffix
+    if other:
+        log.warning(
+            "the exported tokenizer gives other ids than the sentencepiece model, which has %s; "
+            "load the model itself with sentencepiece", " and ".join(other),
+        )  # fmt: skip
+
+
+def _is_bpe(proto: Any) -> bool:
+    return bool(proto.trainer_spec.model_type == proto.trainer_spec.BPE)
 
 
 def _byte_backend(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
@@ -149,7 +192,7 @@ def sentencepiece_backend(model: bytes) -> tokenizers.Tokenizer:
     proto = parse_sentencepiece(model)
     pieces, spec = proto.pieces, proto.trainer_spec
     unknown = next(i for i, piece in enumerate(pieces) if piece.type == piece.UNKNOWN)
-    if spec.model_type == spec.BPE:
+    if _is_bpe(proto):
         ids = {piece.piece: i for i, piece in enumerate(pieces)}
         built: Any = models.BPE(
             ids, merges_of(model), unk_token=pieces[unknown].piece, fuse_unk=True,

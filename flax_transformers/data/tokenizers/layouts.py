@@ -143,8 +143,7 @@ def bert_options(serialized: str, facts: Facts) -> dict[str, bool]:
     """Options that a tokenizer_config.json lacks and must have, so that BERT's class, which builds
     its own normalizer in `transformers`, has that of a tokenizer.json."""
     normalizer = json.loads(serialized).get("normalizer") or {}
-    known = facts.tokenizer_class in (None, *_WORDPIECE)
-    is_bert = known and normalizer.get("type") == "BertNormalizer"
+    is_bert = facts.tokenizer_class in _WORDPIECE and normalizer.get("type") == "BertNormalizer"
     return _bert_options(normalizer, facts) if is_bert else {}
 
 

@@ -61,12 +61,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = processor = _processor(readable, "the sentencepiece model")
         self.kind: Kind = _sentencepiece_kind(model)
         count = processor.get_piece_size()
-        self._added = dict(added or {})
+        self.added = dict(added or {})
         self._ids = np.arange(count, dtype=np.int32) if ids is None else np.array(ids, np.int32)
         self._is_mapped = ids is not None
         self.fingerprint = fingerprint_of(self.kind, model + self._further_content())
         names = {int(self._ids[i]): processor.id_to_piece(i) for i in range(count)}
-        names |= {i: token.content for i, token in self._added.items()}
+        names |= {i: token.content for i, token in self.added.items()}
         self._names = names
         self._piece_of = {int(i): n for n, i in enumerate(self._ids)}
         size = max(names) + 1
@@ -74,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
             int(self._ids[i])
             for i in range(count)
             if processor.is_control(i) or processor.is_unknown(i)
-        } | {i for i, token in self._added.items() if token.special}
+        } | {i for i, token in self.added.items() if token.special}
         starts = [starts_word(self.kind, names.get(i, "")) for i in range(size)]
         sentinels = sentinel_ids(names.get(i, "") if i in special else "" for i in range(size))
         by_name = {name: i for i, name in names.items()}
@@ -83,14 +83,14 @@ class SentencePieceTokenizer(Tokenizer):
         )
         self._special = {names[i]: i for i in never_from_text(self.vocabulary) if i in names}
         self._skipped = set(self._special.values())
-        plain = {token.content: i for i, token in self._added.items() if not token.special}
+        plain = {token.content: i for i, token in self.added.items() if not token.special}
         self._plain = {name: i for name, i in plain.items() if i not in self._piece_of}
 
     def _further_content(self) -> bytes:
         """What the ids depend on besides the model; empty for models trained here."""
-        if not self._is_mapped and not self._added:
+        if not self._is_mapped and not self.added:
             return b""
-        tokens = sorted((i, token.content) for i, token in self._added.items())
+        tokens = sorted((i, token.content) for i, token in self.added.items())
         return self._ids.tobytes() + repr(tokens).encode()
 
     def _declared(self) -> dict[str, int]:
@@ -104,7 +104,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         ids = self._ids.tolist() if self._is_mapped else None
-        return (type(self), (self.model, self.facts, self.files, ids, self._added))
+        return (type(self), (self.model, self.facts, self.files, ids, self.added))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._plain:
@@ -197,8 +197,8 @@ class SentencePieceTokenizer(Tokenizer):
         for i in map(int, ids):
             if i in self._piece_of and i not in self._skipped:
                 run.append(self._piece_of[i])
-            elif i in self._added and i not in self._skipped:
-                text += self._processor.decode(run) + self._added[i].content
+            elif i in self.added and i not in self._skipped:
+                text += self._processor.decode(run) + self.added[i].content
                 run = []
         return text + self._processor.decode(run)
 

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import models, normalizers
+from tokenizers.processors import TemplateProcessing
 
 from flax_transformers.data.tokenizers.export import (
     export_folder,
@@ -141,8 +143,83 @@ def test_a_vocabulary_with_capital_letters_is_exported_as_one(tmp_path, beside):
     load_tokenizer(tmp_path).save(tmp_path / "run")
     out = export_folder(tmp_path / "run", tmp_path / "out", None)
     config = json.loads((out / "tokenizer_config.json").read_text())
-    assert config.get("tokenizer_class") == ("BertTokenizer" if beside else None)
-    assert config["do_lower_case"] is False and "strip_accents" not in config
+    normalizer = json.loads((out / "tokenizer.json").read_text())["normalizer"]
+    assert normalizer["lowercase"] is False and "strip_accents" not in config
+    if beside:
+        assert config["tokenizer_class"] == "BertTokenizer" and config["do_lower_case"] is False
+    else:
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+OWN = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|end|>", "a", "b", "ab"]
+
+
+def own_tokenizer(folder, beside=None, frame=None):
+    """A tokenizer.json of a user's own, without special tokens around texts."""
+    backend = tokenizers.Tokenizer(models.BPE({p: i for i, p in enumerate(OWN)}, [("a", "b")]))
+    backend.add_special_tokens(OWN[:6])
+    if frame is not None:
+        backend.post_processor = frame
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    if beside is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(beside))
+        return load_tokenizer(folder)
+    return load_tokenizer(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("beside", [None, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+@pytest.mark.parametrize("frame", [Frame((2,), (3,), ()), Frame((5,))])
+def test_an_own_tokenizer_json_is_exported_with_class_roles_and_frame(tmp_path, beside, frame):
+    own_tokenizer(tmp_path / "own", beside).save(tmp_path / "run", frame)
+    out = export_folder(tmp_path / "run", tmp_path / "out", 512, token_types=2)
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+        "mask_token": "[MASK]", "model_max_length": 512, "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }  # fmt: skip
+    backend = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert backend.encode("abb").ids == [*frame.before, 8, 7, *frame.after]
+    if frame.before_second is not None:
+        assert backend.encode("ab", "b").ids == [2, 8, 3, 7, 3]
+
+
+def test_the_special_tokens_of_an_own_tokenizer_json_stay_where_the_run_has_them(tmp_path):
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    frame = TemplateProcessing("[CLS] $A [SEP]", pair, [("[CLS]", 2), ("[SEP]", 3)])
+    beside = {"bos_token": "[CLS]", "padding_side": "left", "tokenizer_class": "TokenizersBackend"}
+    own = own_tokenizer(tmp_path / "own", beside, frame)
+    files = exported_files(own, own.frame, 512)
+    config = json.loads(files["tokenizer_config.json"])
+    backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    assert backend.encode("ab", "b").ids == [2, 8, 3, 7, 3]
+    assert config["padding_side"] == "left" and "pad_token" not in config
+    assert (config["tokenizer_class"], config["bos_token"]) == ("PreTrainedTokenizerFast", "[CLS]")
+    other = tokenizers.Tokenizer.from_str(
+        exported_files(own, Frame(after=(5,)), 512)["tokenizer.json"].decode()
+    )
+    assert other.encode("ab").ids == [8, 5]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_an_own_sentencepiece_model_is_exported_as_a_tokenizer_json(tmp_path, caplog, kind):
+    for symbols in ([], ["<sep>"]):
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the fox and the dog"] * 9), vocab_size=32, model_type=kind,
+            model_prefix=str(tmp_path / "own"), user_defined_symbols=symbols, minloglevel=2,
+            hard_vocab_limit=False,
+        )  # fmt: skip
+        own = load_tokenizer(tmp_path / "own.model")
+        files = exported_files(own, None, 512)
+        assert files.keys() == {"tokenizer.json", "tokenizer_config.json"}
+        config = json.loads(files["tokenizer_config.json"])
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        for text in ("the fox", "dog  zoo"):
+            assert backend.encode(text).ids == [1, *own.encode_batch([text])[0].tolist()]
+        assert ("which has the symbol '<sep>'" in caplog.text) is (kind == "bpe" and bool(symbols))
 
 
 def test_a_normalizer_that_is_not_that_of_its_class_is_noticed_and_exported(tmp_path, caplog):
