@@ -32,8 +32,8 @@ from flax_transformers.huggingface.family import (
     family_of,
     within_vocabulary,
 )
-from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
-from flax_transformers.huggingface.write import save_directory
+from flax_transformers.huggingface.folder_kinds import CONFIG
+from flax_transformers.huggingface.write import files_to_carry, save_directory
 from flax_transformers.models.config import (
     TextConfig,
     TransformerConfig,
@@ -196,7 +196,7 @@ def _write(
             files |= describe(model.config, beside)
             files[model_card.FILE] = card(model.config)
         added = [name for name in files if name != CONFIG]
-        names = list(dict.fromkeys([*carried_files(beside), *added]))
+        names = list(dict.fromkeys([*files_to_carry(beside, model.config), *added]))
         save_directory(directory, model, params, tokenizer_from=beside, files=files)
     return model, names
 

@@ -235,12 +235,11 @@ def _write_checkpoint(target: Path, model: Any, params: Any, source: Path) -> st
     from flax_transformers.checkpointing.config import CheckpointConfig
     from flax_transformers.checkpointing.manager import Checkpoints
     from flax_transformers.data.tokenizers.load import published_files, read_file
-    from flax_transformers.huggingface import folder_kinds
-    from flax_transformers.huggingface.write import appearing
+    from flax_transformers.huggingface.write import appearing, files_to_carry
     from flax_transformers.models.config import TextConfig
     from flax_transformers.restore import converted_meta
 
-    carried = folder_kinds.carried_files(source)
+    carried = files_to_carry(source, model.config)
     # config.json may be the only file that names the tokenizer's class.
     told = published_files(source) if isinstance(model.config, TextConfig) else {}
     found = {**told, **carried}

@@ -8,6 +8,7 @@ may have a maximum length (``sentence_bert_config.json``).
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"
+_PLAIN = ("Transformer", "Pooling", "Normalize")
+"""Modules without weights of their own."""
+_WEIGHTS = (".safetensors", ".bin")
+_EMBEDDING = ("Model", "ForCausalLM", "ForConditionalGeneration")
+"""Endings of architectures that sentence-transformers takes the hidden states of."""
 _SUPPORTED = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 
 
@@ -112,11 +118,16 @@ def _name_unread(directory: Path, modules: Mapping[str, str]) -> None:
 
 def _modules(directory: epath.Path | Path) -> dict[str, str]:
     """The folders of the modules by the names of their classes."""
-    return {
-        str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", ""))
+    return dict(_listed(directory))
+
+
+def _listed(directory: epath.Path | Path) -> list[tuple[str, str]]:
+    """The name of the class and the folder of each module."""
+    return [
+        (str(module.get("type", "")).rpartition(".")[2], str(module.get("path", "")))
         for module in read_json(directory / MODULES, list)
         if isinstance(module, dict)
-    }
+    ]
 
 
 def describes_sentences(config: TransformerConfig) -> bool:
@@ -175,6 +186,35 @@ def sentence_files(config: TransformerConfig) -> dict[str, Any]:
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
     }
+
+
+def carried_modules(
+    directory: str | os.PathLike[str] | None, config: TransformerConfig
+) -> dict[str, Path]:
+    """The files of a folder that describe sentence embeddings, by name, for a model whose config
+    does not (decoders, encoder-decoders) and that has no head of labels.
+
+    A warning says why there are none although the folder has a modules.json.
+    """
+    if directory is None or not is_there(Path(directory) / MODULES):
+        return {}
+    if describes_sentences(config) or not config.architecture.endswith(_EMBEDDING):
+        return {}
+    folder, found = Path(directory), {MODULES: Path(directory) / MODULES}
+    for kind, path in _listed(folder):
+        files = {file.name: file for file in sorted((folder / path).glob("*")) if file.is_file()}
+        lacks = kind not in ("Transformer", "Normalize") and "config.json" not in files
+        lacks |= kind not in _PLAIN and not any(name.endswith(_WEIGHTS) for name in files)
+        apart = path != os.path.basename(path) or (kind == "Transformer" and path != "")
+        if lacks or apart:
+            fault = f"is in {path!r}" if apart else "lacks its config.json or its weights"
+            logger.warning(
+                "%s is not copied, because its module %s %s; copy the modules yourself",
+                found[MODULES], kind, fault,
+            )  # fmt: skip
+            return {}
+        found |= {f"{path}/{name}": file for name, file in files.items() if path}
+    return found
 
 
 def sentence_limit(config: TransformerConfig, carried: Mapping[str, Path]) -> dict[str, Any]:

@@ -23,7 +23,11 @@ from flax_transformers.huggingface import generation_settings, tensor_files
 from flax_transformers.huggingface.family import config_json, family_of, within_vocabulary
 from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.placement import boxed_shapes
-from flax_transformers.huggingface.sentence_transformers import sentence_files, sentence_limit
+from flax_transformers.huggingface.sentence_transformers import (
+    carried_modules,
+    sentence_files,
+    sentence_limit,
+)
 from flax_transformers.huggingface.tensor_files import TensorInfo
 from flax_transformers.huggingface.weights import export_tensors, tensor_dtypes, tensor_shapes
 from flax_transformers.models.config import TransformerConfig
@@ -42,7 +46,7 @@ def save_directory(
     files: Mapping[str, Mapping[str, Any] | str] = MappingProxyType({}),
 ) -> None:
     """Write a directory that transformers loads: config.json, weights, generation settings, and
-    CARRIED files.
+    ``files_to_carry``.
 
     ``tokenizer_from`` is a folder to copy those from; ``files`` are further files by name, JSON or
     text, which replace copied ones; the fields of a config.json among them replace the model's. The
@@ -75,7 +79,7 @@ def save_directory(
             tensor_files.write_file(folder / name, shard, _finite(values))
         if len(shards) > 1:
             tensor_files.write_shard_index(folder, shards)
-        carried = carried_files(tokenizer_from)
+        carried = files_to_carry(tokenizer_from, config)
         for name, file in carried.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / name)
@@ -89,6 +93,13 @@ def save_directory(
         if settings is not None:
             _write_json(folder / generation_settings.FILE, settings)
         _write_json(folder / CONFIG, described)
+
+
+def files_to_carry(
+    directory: str | os.PathLike[str] | None, config: TransformerConfig
+) -> dict[str, Path]:
+    """The files beside a model that are copied as they are, by name."""
+    return {**carried_files(directory), **carried_modules(directory, config)}
 
 
 def _finite(values: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ from flax_transformers.huggingface.sentence_transformers import (
 from flax_transformers.models.config import Rope
 from flax_transformers.testing import tiny_architecture, tiny_bert
 from tests.families.tiny_bert import make_model
+from tests.huggingface.tensors import drawn_model
 
 IDS = np.array([[3, 4, 5, 6], [7, 8, 0, 0]], np.int32)
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.int32)
@@ -182,6 +183,31 @@ def test_the_length_of_sentences_is_read_and_what_is_not_done_is_named(tmp_path,
     (folder / name).write_text('{"max_seq_length": 0}')
     with pytest.raises(UserError, match=rf"{name} has max_seq_length 0; it must be at least 1"):
         sentence_length(folder)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "T5EncoderModel"])
+def test_the_modules_of_what_has_no_pooling_in_its_config_are_copied(
+    tmp_path, caplog, architecture
+):
+    source = published(tmp_path / "a", modes=("lasttoken",), modules=("Dense", "Normalize"))
+    (source / "2_Dense").mkdir()
+    (source / "2_Dense" / "config.json").write_text("{}")
+    drawn = drawn_model(architecture)
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        save_pretrained(tmp_path / "without", *drawn, tokenizer_from=source)
+    assert "its module Dense lacks its config.json or its weights; copy the mod" in caplog.text
+    assert not (tmp_path / "without" / "modules.json").exists()
+    (source / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    save_pretrained(tmp_path / "b", *drawn, tokenizer_from=source)
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_modules_are_not_copied_beside_a_head_of_labels_or_a_config_with_a_pooling(tmp_path):
+    source = published(tmp_path / "a")
+    for architecture in ("Qwen3ForSequenceClassification", "BertForMaskedLM"):
+        save_pretrained(tmp_path / architecture, *drawn_model(architecture), tokenizer_from=source)
+        assert not (tmp_path / architecture / "modules.json").exists()
 
 
 def test_a_classifier_of_means_is_none_of_transformers(tmp_path):
