@@ -42,6 +42,7 @@ from flax_transformers.huggingface.weights import (
 )
 from flax_transformers.models.config import TransformerConfig, VisionConfig
 from flax_transformers.optim.selection import Axes, logical_axes, matrix_axes
+from flax_transformers.storage.hub import Repository
 
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(.+)\.lora_([AB])\.weight")
@@ -256,7 +257,7 @@ def write_adapter(
 ) -> None:
     """Writes the adapters among ``params`` (arrays, with those of the model) as PEFT does.
 
-    ``base``: the folder or id of the model, as it is written into the config. Adapters of kernels
+    ``base``: the folder or id of the model, which is written into the config. Adapters of kernels
     that are one matrix in the original become one of the sum of their ranks. Raises UserError for
     kernels that are no linear layer in the original.
     """
@@ -288,8 +289,10 @@ def write_adapter(
     for name, slot in slots.items():
         if any(name.startswith(f"{module}.") for module in whole) and not slot.unused:
             tensors[name] = read_out(slot, leaves, vocab_size)
+    repository = None if Path(base).is_dir() else Repository.of_id(base)
     described = _described(adapters.config, config.architecture, ranks) | {
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": repository.name if repository else base,
+        "revision": repository.revision if repository and "@" in base else None,
         "fan_in_fan_out": inputs_first,
         "modules_to_save": whole or None,
     }

@@ -262,9 +262,12 @@ def _find_source(directory: Path) -> _Source:
     folder, described = folder_kinds.inner_folder(directory), peft.read_adapter_config(directory)
     base = adapter = None
     if described is not None:
-        name = str(described["base_model_name_or_path"])
-        beside = directory / name
-        base = beside if beside.is_dir() and not Path(name).is_dir() else find_directory(name)
+        name, revision = str(described["base_model_name_or_path"]), described.get("revision")
+        beside, is_folder = directory / name, Path(name).expanduser().is_dir()
+        if beside.is_dir() and not is_folder:
+            base = beside
+        else:
+            base = find_directory(f"{name}@{revision}" if revision and not is_folder else name)
     if described is not None and base is not None:
         adapter = peft.open_adapter(directory, described)
     if base is None or adapter is None:

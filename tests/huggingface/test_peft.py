@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -33,8 +34,6 @@ def save(folder, architecture, lora=EVERYWHERE, **changes):
 
 
 def assert_close(found, expected):
-    import jax
-
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert relative_difference(a, b) < 1e-6
@@ -92,6 +91,25 @@ def test_an_adapter_brings_its_head_to_a_base_without_one(tmp_path):
     assert found.config.architecture == "BertForSequenceClassification"
     assert found.config.num_labels == 3 and type(found) is not type(model)
     assert_close(theirs, merged(params, lora.scale))
+
+
+def test_the_base_is_taken_at_the_revision_that_the_adapter_names(tmp_path, monkeypatch):
+    lora = LoraConfig(rank=2)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, adapters, params = adapted_model("BertModel", lora)
+    entry = tmp_path / "cache" / "models--some--base"
+    (entry / "refs").mkdir(parents=True)
+    for name, scale in (("main", 2.0), ("v1", 1.0)):
+        (entry / "refs" / name).write_text(f"commit-{name}")
+        base = jax.tree.map(lambda leaf, scale=scale: scale * leaf, base_of(params))
+        ft.save_pretrained(entry / "snapshots" / f"commit-{name}", model, base)
+    (tmp_path / "adapter").mkdir()
+    boxed, _ = adapted_shapes(model, lora)
+    write_adapter(tmp_path / "adapter", "some/base@v1", model.config, boxed, adapters, params)
+    described = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    assert (described["base_model_name_or_path"], described["revision"]) == ("some/base", "v1")
+    assert_close(ft.load_pretrained(tmp_path / "adapter")[1], merged(params, lora.scale))
 
 
 def test_alpha_is_that_of_the_module_and_the_rank_that_of_its_matrices(tmp_path):
