@@ -56,6 +56,7 @@ from flax_transformers.storage.hub import (
     may_have,
     record_absence,
 )
+from flax_transformers.storage.paths import is_there
 
 logger = logging.getLogger(__name__)
 
@@ -249,8 +250,8 @@ def initial_directory_config(directory: Path, architecture: str) -> TransformerC
 
 @dataclass(frozen=True)
 class _Source:
-    """The directory of a model, the folder in it with config.json and weights, and the adapter to
-    merge into them."""
+    """The directory with the sentence files of a model, the folder with config.json and weights,
+    and the adapter to merge into them."""
 
     directory: Path
     folder: Path
@@ -275,7 +276,8 @@ def _find_source(directory: Path) -> _Source:
         return _Source(directory, folder)
     inner = folder_kinds.inner_folder(base)
     folder_kinds.require_model(inner)
-    return _Source(base, inner, adapter)
+    own = is_there(directory / MODULES)
+    return _Source(directory if own else base, inner, adapter)
 
 
 def tokenizer_folder(directory: Path) -> Path:

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from flax_transformers import load_pretrained, save_pretrained
+from flax_transformers.adapters.lora import LoraConfig, base_of
 from flax_transformers.errors import UserError
+from flax_transformers.huggingface.peft import write_adapter
+from flax_transformers.huggingface.placement import adapted_shapes
+from flax_transformers.huggingface.read import directory_config
 from flax_transformers.huggingface.sentence_transformers import (
     sentence_length,
     sentence_limit,
@@ -19,6 +23,7 @@ from flax_transformers.huggingface.sentence_transformers import (
 )
 from flax_transformers.models.config import Rope
 from flax_transformers.testing import tiny_architecture, tiny_bert
+from tests.adapters.adapted_models import adapted_model
 from tests.families.tiny_bert import make_model
 from tests.huggingface.tensors import drawn_model
 
@@ -183,6 +188,21 @@ def test_the_length_of_sentences_is_read_and_what_is_not_done_is_named(tmp_path,
     (folder / name).write_text('{"max_seq_length": 0}')
     with pytest.raises(UserError, match=rf"{name} has max_seq_length 0; it must be at least 1"):
         sentence_length(folder)
+
+
+def test_the_pooling_beside_an_adapter_is_that_of_its_model(tmp_path):
+    model, adapters, params = adapted_model("BertModel", LoraConfig(rank=2))
+    save_pretrained(tmp_path / "base", model, base_of(params))
+    folder = published(tmp_path / "adapter")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    boxed, _ = adapted_shapes(model, LoraConfig(rank=2))
+    write_adapter(folder, str(tmp_path / "base"), model.config, boxed, adapters, params)
+    for config in (load_pretrained(folder)[0].config, directory_config(folder)):
+        assert (config.pooling, config.normalize_embeddings) == ("mean", True)
+    for name in ("modules.json", "1_Pooling"):
+        (folder / name).rename(tmp_path / "base" / name)
+    assert load_pretrained(folder)[0].config.pooling == "mean"
 
 
 @pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "T5EncoderModel"])
