@@ -52,6 +52,7 @@ _TASKS = {
     "QUESTION_ANS": "ForQuestionAnswering",
 }
 _LABEL_KERNEL = "classification_head/kernel"
+_EMBEDDING = "words/embedding"
 _ONLY_IN_PEFT = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
     "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
@@ -94,6 +95,14 @@ class Adapter:
         """The number of classes of the head in the adapter, if it has one."""
         name = next((row.theirs for row in table.weights if row.ours == _LABEL_KERNEL), "")
         return self.saved[name].shape[0] if name in self.saved else None
+
+    def vocab_size(self, table: WeightTable) -> int | None:
+        """The number of tokens of the embedding in the adapter, if it has one: PEFT saves that of a
+        base whose vocabulary was resized."""
+        names = {row.theirs for row in table.weights if row.ours == _EMBEDDING}
+        names |= {name.removeprefix(table.prefix) for name in names}
+        found = (self.saved[name].shape for name in names if name in self.saved)
+        return next((shape[0] for shape in found if len(shape) == 2), None)
 
     def scale(self, module: str) -> float:
         """The factor of the product of a module's matrices."""

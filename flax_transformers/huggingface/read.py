@@ -185,7 +185,7 @@ def load_directory(
     family = identity.family
     tensors: Mapping[str, Any] = tensor_files.open_tensors(folder)
     with _naming(folder):
-        require_sizes(config, tensors)
+        require_sizes(config, {**tensors, **({} if adapter is None else adapter.saved)})
         tensors = unwrapped(tensors, family.weights(config))
         if family.settle is not None:
             own, config = family.settle(own, tensors), family.settle(config, tensors)
@@ -305,6 +305,10 @@ def _describe(
     if num_labels is None:
         num_labels = adapter.num_labels(family.weights(found[2]))
         found = _read_config(folder, architecture, num_labels)
+    vocab_size = adapter.vocab_size(family.weights(found[2]))
+    if vocab_size is not None:
+        size: Any = {"vocab_size": vocab_size}
+        found = found[0], replace(found[1], **size), replace(found[2], **size)
     return architecture, found
 
 

@@ -93,6 +93,26 @@ def test_an_adapter_brings_its_head_to_a_base_without_one(tmp_path):
     assert_close(theirs, merged(params, lora.scale))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_is_that_of_the_embedding_in_the_adapter(tmp_path, tied):
+    lora = LoraConfig(rank=2)
+    model, _ = save(tmp_path, "LlamaForCausalLM", lora, tie_embeddings=tied)
+    size, width = model.config.vocab_size, model.config.hidden_size
+    file, random = tmp_path / "adapter" / WEIGHTS, np.random.default_rng(0)
+    tokens = random.standard_normal((size + 200, width)).astype(np.float32)
+    head = tokens if tied else 2 * tokens
+    saved = {"model.embed_tokens.weight": tokens, "lm_head.weight": head}
+    saved = {f"base_model.model.{name}": value for name, value in saved.items()}
+    save_file(load_file(file) | saved, file)
+    found, params = ft.load_pretrained(tmp_path / "adapter")
+    assert found.config.vocab_size == size + 200
+    ft.save_pretrained(tmp_path / "merged", found, params)
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    np.testing.assert_array_equal(written["model.embed_tokens.weight"], tokens)
+    if not tied:
+        np.testing.assert_array_equal(written["lm_head.weight"], head)
+
+
 def test_the_base_is_taken_at_the_revision_that_the_adapter_names(tmp_path, monkeypatch):
     lora = LoraConfig(rank=2)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
