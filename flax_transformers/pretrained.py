@@ -297,9 +297,10 @@ def save_pretrained(
 
     Files of more than ``max_shard_bytes`` are divided. ``tokenizer`` is written as transformers
     reads it. ``tokenizer_from``, in its place, is a folder whose tokenizer and preprocessor files
-    are copied; a tokenizer that a run saved is written as transformers reads it. The directory
-    appears when it is complete. Raises UserError if it holds files already or cannot be written, or
-    if the Hugging Face class cannot be what the model's config says.
+    are copied, with the image size of the model; a tokenizer that a run saved is written as
+    transformers reads it. The directory appears when it is complete. Raises UserError if it holds
+    files already or cannot be written, or if the Hugging Face class cannot be what the model's
+    config says.
     """
     config: Any = model.config
     limit, types = getattr(config, "max_positions", None), getattr(config, "token_types", 0)

@@ -23,6 +23,7 @@ from flax_transformers.huggingface import generation_settings, tensor_files
 from flax_transformers.huggingface.family import config_json, family_of, within_vocabulary
 from flax_transformers.huggingface.folder_kinds import CONFIG, carried_files
 from flax_transformers.huggingface.placement import boxed_shapes
+from flax_transformers.huggingface.preprocessing import resized_files
 from flax_transformers.huggingface.sentence_transformers import (
     carried_modules,
     sentence_files,
@@ -48,10 +49,10 @@ def save_directory(
     """Write a directory that transformers loads: config.json, weights, generation settings, and
     ``files_to_carry``.
 
-    ``tokenizer_from`` is a folder to copy those from; ``files`` are further files by name, JSON or
-    text, which replace copied ones; the fields of a config.json among them replace the model's. The
-    files are written to a temporary folder that is renamed to ``directory`` at the end, with one
-    tensor at a time on the host.
+    ``tokenizer_from`` is a folder to copy those from, with the model's image size; ``files`` are
+    further files by name, JSON or text, which replace copied ones; the fields of a config.json
+    among them replace the model's. The files are written to a temporary folder that is renamed to
+    ``directory`` at the end, with one tensor at a time on the host.
     Raises UserError if the directory has files or cannot be written, or if the Hugging Face class
     does not support the config.
     """
@@ -83,7 +84,8 @@ def save_directory(
         for name, file in carried.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / name)
-        beside = {**sentence_files(config), **sentence_limit(config, carried), **files}
+        beside = {**sentence_files(config), **sentence_limit(config, carried)}
+        beside |= {**resized_files(carried, config), **files}
         for name, content in beside.items():
             (folder / name).parent.mkdir(exist_ok=True)
             if isinstance(content, str):
