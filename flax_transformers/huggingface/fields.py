@@ -470,7 +470,7 @@ def with_kept(
     for name in kept:
         if name in aliases:
             kept[name] = written[aliases[name]]
-        elif name in ("num_labels", "_num_labels"):
+        elif name in ("num_labels", "_num_labels") and "id2label" in written:
             kept[name] = len(written["id2label"])
     if kept and read({**written, **kept}) == read(written):
         return {**written, **kept}

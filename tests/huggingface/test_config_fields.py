@@ -119,6 +119,12 @@ def test_another_number_of_labels_is_said_everywhere(tmp_path):
     assert load_file(tmp_path / "four" / "model.safetensors")["classifier.bias"].shape == (4,)
 
 
+@pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel"])
+def test_a_number_of_labels_comes_back_of_a_model_without_labels(tmp_path, architecture):
+    written = read_and_write(tmp_path, architectures=[architecture], num_labels=2)
+    assert written["num_labels"] == 2 and "id2label" not in written
+
+
 def test_numbers_of_labels_that_are_strings_are_kept_only_with_their_labels(tmp_path):
     names = {"0": "cat", "1": "dog"}
     strings = {"cat": "0", "dog": "1"}  # as scripts of transformers write them
