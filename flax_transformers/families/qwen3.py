@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flax_transformers.families import llama
 from flax_transformers.families.qwen2 import LONG_ROPE, UpperWindows, WindowFields
@@ -59,7 +61,15 @@ DEFAULTS = replace(
 """What a config.json means by fields that it leaves out."""
 
 
-JSON = WindowFields(
+@dataclass(frozen=True, kw_only=True)
+class _Fields(WindowFields[Qwen3Config]):
+    """The config.json of Qwen 3: heads are 128 wide where it does not say."""
+
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return super().own_fields({"head_dim": 128, **config})
+
+
+JSON = _Fields(
     defaults=DEFAULTS, fixed={"model_type": "qwen3"}, switches=llama.TIED | llama.ATTENTION_BIAS
 )
 

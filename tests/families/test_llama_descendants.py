@@ -111,6 +111,13 @@ def test_layers_have_the_windows_of_the_originals(family, changes, windows):
     assert family.FAMILY.from_huggingface(config_json(config)).windows == windows
 
 
+def test_heads_of_qwen3_are_128_wide_where_the_file_does_not_say():
+    read = qwen3.FAMILY.from_huggingface
+    small = {"hidden_size": 1024, "num_attention_heads": 16}
+    assert read(small).head_width == 128 == read({}).head_width
+    assert read(small | {"head_dim": 64}).head_width == 64
+
+
 def test_a_gemma_without_a_window_is_not_written_and_an_equal_one_is():
     config = dataclasses.replace(gemma2.SIZES["gemma2-2b"], sliding_window=None)
     with pytest.raises(UserError, match="model.sliding_window is None, .*; set it to 8192, which"):
