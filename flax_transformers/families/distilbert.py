@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +15,7 @@ from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import ActivatedLayer, ActivatedPoolingMixin, Tokens
+from flax_transformers.models.layers.dropout import Dropout
 from flax_transformers.models.text import (
     TextForQuestionAnswering,
     TextForSequenceClassification,
@@ -37,11 +40,22 @@ class DistilBertForMultipleChoice(TextForMultipleChoice):
         return self.pooler(hidden_BTD[:, :1])[:, 0]
 
 
+class DistilBertForQuestionAnswering(TextForQuestionAnswering):
+    """Marks the first and the last token of an answer, after dropout."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head_dropout = Dropout(self.config.head_dropout, self.compute.dropout_generator)
+
+    def answer_spans(self, hidden_BTD: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        return super().answer_spans(self.head_dropout(hidden_BTD, deterministic=deterministic))
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DistilBertForMaskedLM": EncoderForMaskedLM,
     "DistilBertForSequenceClassification": DistilBertForSequenceClassification,
     "DistilBertForTokenClassification": TextForTokenClassification,
-    "DistilBertForQuestionAnswering": TextForQuestionAnswering,
+    "DistilBertForQuestionAnswering": DistilBertForQuestionAnswering,
     "DistilBertForMultipleChoice": DistilBertForMultipleChoice,
     "DistilBertModel": EncoderModel,
 }
@@ -54,7 +68,14 @@ class DistilBertConfig(BertConfig):
     architecture: str = "DistilBertForMaskedLM"
     num_layers: int = 6
     token_types: int = 0
-    classifier_dropout: float | None = 0.2
+    classifier_dropout: float | None = None
+    """Dropout rate before a head; None: that of the original, 0.2 for sequences and choices, 0.1
+    for answers, ``dropout`` for tokens."""
+
+    @property
+    def head_dropout(self) -> float:
+        rate = _HEAD_DROPOUT.get(_head_field(self.architecture), self.dropout)
+        return rate if self.classifier_dropout is None else self.classifier_dropout
 
 
 SIZES: dict[str, DistilBertConfig] = {
@@ -64,7 +85,36 @@ SIZES: dict[str, DistilBertConfig] = {
 }
 """The published sizes; uncased English where the name does not say otherwise."""
 
-JSON = huggingface.JsonFields(
+_HEAD_DROPOUT = {"seq_classif_dropout": 0.2, "qa_dropout": 0.1}
+"""The fields of a config.json with the dropout before a head, and their defaults."""
+
+
+def _head_field(architecture: str) -> str:
+    """The field with the dropout before the head of an architecture."""
+    if architecture.endswith("ForTokenClassification"):
+        return "dropout"
+    return "qa_dropout" if architecture.endswith("QuestionAnswering") else "seq_classif_dropout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields(huggingface.JsonFields[DistilBertConfig]):
+    """The config.json, which has a field for the dropout before each kind of head."""
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields = super().fields(config)
+        name = _head_field(fields["architecture"])
+        published = _HEAD_DROPOUT.get(name, fields["dropout"])
+        defaults = replace(self.defaults, classifier_dropout=published)
+        found = huggingface.read_numbers(config, {"classifier_dropout": name}, defaults)
+        return fields | ({} if found["classifier_dropout"] == published else found)
+
+    def own_json(self, config: Any) -> dict[str, Any]:
+        name = _head_field(config.architecture)
+        head = {name: config.head_dropout} if name in _HEAD_DROPOUT else {}
+        return super().own_json(config) | head
+
+
+JSON = _Fields(
     defaults=DistilBertConfig(),
     fixed={"model_type": "distilbert"},
     numbers={
@@ -76,7 +126,6 @@ JSON = huggingface.JsonFields(
         "max_positions": "max_position_embeddings",
         "dropout": "dropout",
         "attention_dropout": "attention_dropout",
-        "classifier_dropout": "seq_classif_dropout",
         "init_std": "initializer_range",
         "pad_id": "pad_token_id",
     },

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
+import numpy as np
 import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.distilbert import JSON, SIZES, DistilBertConfig
-from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.family import build_model, config_json
 from tests.families.parity import count_parameters, first_by_default
 from tests.golden import distilbert as golden
+from tests.huggingface.tensors import drawn_model
 
 CASES = {case.name: case for case in golden.CASES}
 
@@ -22,6 +27,44 @@ def test_the_configuration_survives_the_way_in_and_out(name):
 def test_fields_that_a_file_leaves_out_have_their_published_defaults():
     assert JSON.read({"model_type": "distilbert"}) == DistilBertConfig()
     assert JSON.read({"hidden_size": 24, "num_attention_heads": 3}).hidden_size == 24
+
+
+HEADS = {
+    "SequenceClassification": ("seq_classif_dropout", 0.2),
+    "MultipleChoice": ("seq_classif_dropout", 0.2),
+    "QuestionAnswering": ("qa_dropout", 0.1),
+    "TokenClassification": ("dropout", 0.15),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_dropout_before_a_head_is_that_of_the_original(head):
+    field, rate = HEADS[head]
+    given = {"architectures": [f"DistilBertFor{head}"], "dropout": 0.15}
+    config = JSON.read(given)
+    assert config.head_dropout == rate and config.classifier_dropout is None
+    assert config_json(config)[field] == rate
+    other = JSON.read(given | {"seq_classif_dropout": 0.3, "qa_dropout": 0.3, "dropout": 0.3})
+    assert other.head_dropout == 0.3 and JSON.read(config_json(other)) == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_reads_the_hidden_states_after_dropout(head):
+    model, params = drawn_model(f"DistilBertFor{head}", dropout=0.0, attention_dropout=0.0)
+    ids = np.arange(5, 15, dtype=np.int32).reshape(
+        (1, 2, 5) if head == "MultipleChoice" else (2, 5)
+    )
+
+    def logits(rate):
+        dropped = build_model(dataclasses.replace(model.config, classifier_dropout=rate))
+        rngs = {"dropout": jax.random.key(0)}
+        outputs = jax.jit(
+            lambda tree: dropped.apply({"params": tree}, ids, deterministic=False, rngs=rngs)
+        )(params)
+        return np.asarray(outputs.start_logits if head == "QuestionAnswering" else outputs.logits)
+
+    assert not np.array_equal(logits(0.5), logits(0.0))
 
 
 PUBLISHED = {
