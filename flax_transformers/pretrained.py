@@ -189,7 +189,8 @@ def initial_model(
     path: str | os.PathLike[str], config: TransformerConfig, given: Collection[str] = ()
 ) -> TransformerConfig:
     """The model of a run that starts from the weights in ``path``: described there, and by
-    ``config`` only in its heads, its image size and what matters in training alone.
+    ``config`` only in its heads, its image size, what matters in training alone and the generation
+    settings that it has.
 
     A log line names the fields in which the two differ. Raises UserError if ``path`` holds another
     family, or contradicts one of the fields that the user has ``given`` on the command line. Reads
@@ -218,19 +219,63 @@ def _combined(
     own = ONLY_IN_TRAINING | NEW_IN_A_RUN
     names = [field.name for field in dataclasses.fields(config) if field.name not in own]
     theirs = {name: getattr(found, name) for name in names if hasattr(found, name)}
+    _check_given(theirs, config, given, place)
     differ = [name for name in theirs if theirs[name] != getattr(config, name)]
-    for name in differ:
-        if name in given:
-            option = f"--model.{name.replace('_', '-')}"
-            raise UserError(
-                f"{place} holds a model whose {name} is {theirs[name]!r}, but {option} asks for "
-                f"{getattr(config, name)!r}; leave {option} out, or start from other weights"
-            )
     if shown := [name for name in differ if name not in BESIDE_THE_MODEL]:
         fields = ", ".join(f"{name} {theirs[name]!r}" for name in shown[:8])
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         log.info("the model is that of %s, not the config's: %s%s", place, fields, more)
-    return dataclasses.replace(config, **theirs)
+    return _with_decoding(dataclasses.replace(config, **theirs), config, place)
+
+
+def evaluated_model(
+    found: TransformerConfig, config: TransformerConfig, given: Collection[str], place: str
+) -> TransformerConfig:
+    """The model ``found`` in ``place`` with the generation settings of ``config``, which a log line
+    names.
+
+    Raises UserError if it contradicts one of the other fields that the user has ``given`` on the
+    command line, except for those that matter in training alone.
+    """
+    names = [field.name for field in dataclasses.fields(found)]
+    theirs = {name: getattr(found, name) for name in names if name not in ONLY_IN_TRAINING}
+    _check_given(theirs, config, given, place)
+    return _with_decoding(found, config, place)
+
+
+def _check_given(
+    theirs: Mapping[str, Any], config: TransformerConfig, given: Collection[str], place: str
+) -> None:
+    """Raises UserError for a ``given`` field of ``config`` other than the generation settings that
+    is not as in the weights."""
+    for name in theirs:
+        ours = getattr(config, name, None)
+        if name in given and name != "generation" and ours != theirs[name]:
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(
+                f"{place} holds a model whose {name} is {theirs[name]!r}, but {option} asks for "
+                f"{ours!r}; leave {option} out, or start from other weights"
+            )
+
+
+def _with_decoding(
+    found: TransformerConfig, config: TransformerConfig, place: str
+) -> TransformerConfig:
+    """``found`` with the generation settings that ``config`` has, over its own."""
+    ours = getattr(config, "generation", None)
+    if not isinstance(found, TextConfig) or ours is None:
+        return found
+    theirs = found.generation
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(ours)
+        if (value := getattr(ours, field.name)) not in (field.default, getattr(theirs, field.name))
+    }
+    if not changed:
+        return found
+    shown = ", ".join(f"{name} {value!r}" for name, value in changed.items())
+    log.info("generation settings of the config over those of %s: %s", place, shown)
+    return dataclasses.replace(found, generation=dataclasses.replace(theirs, **changed))
 
 
 def _require_same(found: TransformerConfig, config: TransformerConfig, place: str) -> None:

@@ -193,7 +193,22 @@ def stored_model(path: str, architecture: str | None = None) -> StoredModel:
 def restored_model(
     stored: StoredModel, mesh: Mesh | None = None, compute: ComputeConfig | None = None
 ) -> RestoredModel:
-    """A stored model with its weights. Raises UserError for what is missing or damaged."""
+    """A stored model with its weights, and the generation settings of ``stored.model``.
+
+    Raises UserError for what is missing or damaged.
+    """
+    restored = _restored(stored, mesh, compute)
+    config: Any = restored.model_config
+    settings = getattr(stored.model, "generation", None)
+    if settings is None or config.generation == settings:
+        return restored
+    config = replace(config, generation=settings)
+    return replace(restored, model_config=config, model=restored.model.clone(config=config))
+
+
+def _restored(
+    stored: StoredModel, mesh: Mesh | None, compute: ComputeConfig | None
+) -> RestoredModel:
     if isinstance(stored.source, SavedStep):
         return restore_model(stored.source, mesh, compute)
     mesh = mesh or make_mesh(MeshConfig())
@@ -215,11 +230,15 @@ def with_initial_model(
     """
     if config.init_from is None:
         return config
-    options = [part.partition("=")[0] for part in overrides if part.startswith("--model.")]
-    given = {option.removeprefix("--model.").replace("-", "_") for option in options}
     source = workdir if workdir is not None and has_checkpoint(workdir) else config.init_from
-    model = pretrained.initial_model(source, config.model, given)
+    model = pretrained.initial_model(source, config.model, given_fields(overrides))
     return with_model(config, model, f"--init-from {config.init_from}")
+
+
+def given_fields(overrides: Sequence[str]) -> set[str]:
+    """The fields of the model that ``overrides`` of the command line set, wholly or in part."""
+    options = [part.partition("=")[0] for part in overrides if part.startswith("--model.")]
+    return {option.split(".")[1].replace("-", "_") for option in options}
 
 
 def with_model(config: TrainConfig, model: TransformerConfig, place: str) -> TrainConfig:

@@ -14,9 +14,11 @@ import flax_transformers as ft
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import config_json
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
+    evaluated_model,
     find_pretrained,
     initial_model,
     initial_parameters,
@@ -112,6 +114,34 @@ def test_a_field_of_the_command_line_must_agree_with_the_weights(wider):
         f"--init-from {wider} holds a model whose hidden_size is 48, but --model.hidden-size asks "
         "for 64; leave --model.hidden-size out, or start from other weights"
     )
+
+
+def decoding(**changes):
+    model = tiny_architecture("MarianMTModel")
+    return dataclasses.replace(model, generation=GenerationSettings(**changes))
+
+
+def test_the_generation_settings_of_a_config_go_before_those_of_the_weights(caplog, tmp_path):
+    caplog.set_level("INFO", "flax_transformers")
+    found, config = decoding(num_beams=6, max_length=512), decoding(num_beams=1)
+    model, params = drawn_model("MarianMTModel", generation=found.generation)
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    for one in (
+        initial_model(tmp_path / "hf", config, {"generation"}),
+        evaluated_model(found, config, {"generation"}, "hf"),
+    ):
+        assert (one.generation.num_beams, one.generation.max_length) == (1, 512)
+    assert "generation settings of the config over those of hf: num_beams 1" in caplog.text
+    kept = evaluated_model(found, decoding(), set(), "hf")
+    assert kept == evaluated_model(found, tiny_bert(), set(), "hf") == found
+
+
+def test_a_model_is_evaluated_with_no_other_field_of_the_command_line(wider):
+    assert evaluated_model(tiny_bert(), described(dropout=0.5), {"dropout"}, "hf") == tiny_bert()
+    with pytest.raises(
+        UserError, match="hf holds a model whose hidden_size is .*--model.hidden-si"
+    ):
+        evaluated_model(tiny_bert(), described(hidden_size=96), {"hidden_size"}, "hf")
 
 
 def test_weights_of_another_family_are_refused_by_the_option(wider):

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+import flax_transformers as ft
 from flax_transformers import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel import distributed
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
+from tests.huggingface.tensors import drawn_model
 
 SMALLER = dataclasses.replace(tiny_bert(), num_layers=1, intermediate_size=16)
 
@@ -53,6 +56,21 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_init_from_again(
     trained = dataclasses.replace(SMALLER, intermediate_size=24)
     write_step(workdir / "checkpoints" / "5", trained)
     assert runtime.with_initial_model(from_smaller, [], workdir).model == trained
+
+
+def test_a_part_of_a_field_of_the_model_names_the_field():
+    overrides = ["--model.generation.num-beams=1", "--model.hidden-size", "8", "--seed", "1"]
+    assert runtime.given_fields(overrides) == {"generation", "hidden_size"}
+
+
+def test_a_stored_model_is_restored_with_the_generation_settings_of_its_config(tmp_path):
+    model, params = drawn_model("GPT2LMHeadModel")
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer=ByteTokenizer())
+    stored = runtime.stored_model(str(tmp_path / "hf"))
+    beams = dataclasses.replace(stored.model.generation, num_beams=4)
+    stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, generation=beams))
+    restored = runtime.restored_model(stored)
+    assert restored.model.config == restored.model_config == stored.model
 
 
 def test_a_job_of_several_processes_prepares_no_data(tmp_path, monkeypatch):
@@ -155,6 +173,7 @@ def test_files_beside_the_weights_do_not_change_their_fingerprint(tmp_path, of_r
 def test_the_cache_of_the_program_around_is_kept(tmp_path):
     program = f"""
 import jax
+import flax_transformers as ft
 from flax_transformers import runtime
 jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 7.0)

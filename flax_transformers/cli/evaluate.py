@@ -34,8 +34,9 @@ class Evaluate:
     For classes and tags, precision, recall and F1 of each are printed too, with the confusion
     matrix as text and PNG. A table compares the scores on evaluation sets.
 
-    Any field of the config can be set, as in --evaluation.batch-size 64. --mesh.fsdp -1 --mesh.data
-    1 shards a model that does not fit on one device.
+    Any field of the config can be set, as in --evaluation.batch-size 64; of the model only its
+    generation settings, as in --model.generation.num-beams 4. --mesh.fsdp -1 --mesh.data 1 shards a
+    model that does not fit on one device.
     """
 
     model: Model
@@ -66,7 +67,7 @@ class Evaluate:
     def _scores(self, overrides: Sequence[str]) -> dict[str, float]:
         import jax
 
-        from flax_transformers import runtime
+        from flax_transformers import pretrained, runtime
         from flax_transformers.evaluation.report import table_of_sets
         from flax_transformers.evaluation.tasks import baselines, evaluators
         from flax_transformers.parallel.mesh import make_mesh
@@ -78,15 +79,18 @@ class Evaluate:
         mesh = make_mesh(config.mesh)
         with watchdog.phase("restore"):
             stored = runtime.stored_model(self.model, self.architecture)
-        _check_length(config, stored.model)
-        config = replace(config, model=stored.model, phases=config.phases[-1:])
+        given, place = runtime.given_fields(overrides), stored.place
+        model = pretrained.evaluated_model(stored.model, config.model, given, place)
+        stored = replace(stored, model=model)
+        _check_length(config, model)
+        config = replace(config, model=model, phases=config.phases[-1:])
         check_config(config, trains=False)
         with watchdog.phase("prepare"):
             names = "tokenizer", "target_tokenizer"
             of_run = {name: one for name in names if (one := getattr(stored, name)) is not None}
             prepared = runtime.prepared_data(config.data, of_run)
             prepared = runtime.fitted_data(config, prepared)
-            _check_data(config, prepared, stored, stored.place)
+            _check_data(config, prepared, stored, place)
             check_run(config, prepared, new=False)
             prepared = runtime.completed_data(config, prepared)
             sets = runtime.evaluation_sets(config, prepared)

@@ -92,6 +92,8 @@ def _check_model(base: Any, wanted: Any, found: Any) -> None:
     """``wanted``: the model of a point; ``found``: the one that is trained, which has the fields of
     published weights. Raises UserError for a field that differs from ``base`` and is not kept."""
     for one in fields(wanted):
+        if one.name == "generation":  # which the config sets
+            continue
         ours, theirs = getattr(wanted, one.name), getattr(found, one.name, None)
         if ours != theirs and ours != getattr(base, one.name, None):
             raise UserError(

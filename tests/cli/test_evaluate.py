@@ -116,6 +116,24 @@ def test_evaluate_prints_a_table_over_sets_that_the_run_never_saw(
     assert "not among the classes of the training documents" in message
 
 
+@pytest.mark.slow
+def test_evaluate_decodes_with_the_settings_that_are_given(
+    tmp_path, monkeypatch, capsys, one_device, compiled_once
+):
+    def no_scores(config, prepared, model, *others):
+        decoded.append((config.model.generation.num_beams, model.config.generation.num_beams))
+        return []
+
+    decoded, run = [], str(tmp_path / "run")
+    ft.train(classifier(tmp_path), run)
+    monkeypatch.setattr("flax_transformers.evaluation.tasks.evaluators", no_scores)
+    assert main(["evaluate", run, "--model.generation.num-beams", "4"]) == 0
+    assert decoded == [(4, 4)]
+    capsys.readouterr()
+    assert main(["evaluate", run, "--model.hidden-size", "96"]) == 2
+    assert "leave --model.hidden-size out" in capsys.readouterr().err
+
+
 def test_a_set_keeps_the_classes_and_the_tokenizer_of_the_training_data(tmp_path):
     few = EvaluationSet("few", write_rows(tmp_path / "few.jsonl", "b"))
     config = classifier(tmp_path, [few])

@@ -15,6 +15,7 @@ from flax_transformers.checkpointing.config import EarlyStopping
 from flax_transformers.cli.parsing import override
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.storage.workdir import workdir_lock
@@ -241,9 +242,14 @@ def test_a_variant_that_changes_what_published_weights_fix_is_refused(base, tmp_
     def dropped(base):
         return replace(base, model=replace(base.model, dropout=0.3))
 
-    ft.save_pretrained(tmp_path / "hf", *drawn_model("BertForMaskedLM"))
+    def beams(base):
+        settings = GenerationSettings(num_beams=2)
+        return replace(base, model=replace(base.model, generation=settings))
+
+    short = GenerationSettings(max_length=9)
+    ft.save_pretrained(tmp_path / "hf", *drawn_model("BertForMaskedLM", generation=short))
     start = replace(base, init_from=str(tmp_path / "hf"))
-    runner.check(sweep_of(start, tmp_path / "one", variants={"a": {}, "b": dropped}))
+    runner.check(sweep_of(start, tmp_path / "one", variants={"a": {}, "b": dropped, "c": beams}))
     with pytest.raises(UserError, match="grid point b,steps=3: model.num_layers 7 has no effect"):
         runner.check(sweep_of(start, tmp_path / "all", variants={"a": {}, "b": deeper}))
 

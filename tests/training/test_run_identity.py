@@ -20,6 +20,7 @@ from flax_transformers.data.prepare.cached_stores import Tokenizers
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.restore import converted_meta
 from flax_transformers.testing import tiny_config, write_corpus
 from flax_transformers.training.config import TrainConfig, check_resumable
@@ -200,6 +201,12 @@ def test_what_does_not_change_the_training_examples_may_change(config, changes, 
     else:
         with pytest.raises(UserError, match="here belongs to another run"):
             check()
+
+
+def test_a_resumed_run_may_be_decoded_otherwise(config):
+    beams = replace(config.model, generation=GenerationSettings(num_beams=4))
+    changed = check_resumable(to_json(config), replace(config, model=beams), "here")
+    assert changed == ["model.generation.num_beams None -> 4"]
 
 
 CONFIG = """
