@@ -188,14 +188,15 @@ class Work:
 
         from flax_transformers.generation.beams import Beams
         from flax_transformers.generation.choices import choice_of
+        from flax_transformers.generation.prompts import special_stops
 
         self.model, self.start_ids = model, start_ids
         self.command, self.prompts, self.settings = command, prompts, settings
         self.rows = command.batch_size
         self.answers = "decoder_input_ids" in model.inputs
-        self.eos_ids = settings.eos_ids or prompts.eos_ids
+        special, self.stops = special_stops(prompts.written, settings.stop_strings or ())
+        self.eos_ids = (*(settings.eos_ids or prompts.eos_ids), *special)
         self.pad_id = model.config.filler_id
-        self.stops = settings.stop_strings or ()
         self.token_texts = prompts.token_texts() if self.stops else []
         self.key = jax.random.key(command.seed)
         self.batches_written = 0

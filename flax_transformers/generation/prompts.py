@@ -43,6 +43,19 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
     return [*(text.removeprefix(before) for text in texts), ""]
 
 
+def special_stops(
+    tokenizer: Tokenizer, stops: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids of ``stops`` that are special tokens, which decoded texts do not show, and the other
+    stops."""
+    ids = tokenizer.vocabulary.special_ids
+    id_of = dict(zip(tokenizer.pieces(ids), ids, strict=True))
+    return (
+        tuple(id_of[stop] for stop in stops if stop in id_of),
+        tuple(stop for stop in stops if stop not in id_of),
+    )
+
+
 def read_prompts(folder: Path, config: TextConfig, target: Path | None = None) -> Prompts:
     """Read the tokenizer of a folder; ``target`` is the folder of that of targets, if they have
     their own.

@@ -30,6 +30,7 @@ from flax_transformers.generation.prompts import (
     noted_frame,
     require_known,
     rows_of,
+    special_stops,
     token_texts,
     until_stop,
 )
@@ -168,6 +169,7 @@ class HarnessModel(LM):
         """The texts after ``contexts``, at most as many as a batch."""
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
+        special, stops = special_stops(self._tokenizer, stops)
         new_tokens = int(settings.get("max_gen_toks", _NEW_TOKENS))
         if new_tokens >= self._length:
             raise UserError(
@@ -183,7 +185,8 @@ class HarnessModel(LM):
         rows = prompts + [prompts[-1]] * (self._batch_size - len(prompts))  # one shape
         ids, mask = rows_of(rows, self._config.filler_id)
         sampled = bool(settings.get("do_sample", settings.get("temperature", 0.0)))
-        ends = {*getattr(self._config, "eos_ids", ()), tokenizer.vocabulary.end_id} - {None}
+        ends = {*getattr(self._config, "eos_ids", ()), tokenizer.vocabulary.end_id, *special}
+        ends -= {None}
         written = generate(
             self._restored.model,
             params,

@@ -171,6 +171,21 @@ def test_a_stream_prints_the_same_text(directory, capsys):
     assert capsys.readouterr().out == "a b \n"
 
 
+@pytest.mark.slow
+def test_a_special_token_that_is_a_stop_string_ends_the_text(directory, tmp_path, capsys):
+    model = str(shutil.copytree(directory, tmp_path / "model"))
+    file = tmp_path / "model" / "tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend.add_special_tokens(["d"])
+    backend.save(str(file))
+    command = ["generate", model, "--prompt", "a b"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "a b c e\n"
+    for options in ([], ["--stream"], ["--num-beams", "2"]):
+        assert main([*command, "--stop", "d", "--stop", "z", *options]) == 0
+        assert capsys.readouterr().out == "a b c\n"
+
+
 def refused(capsys, *arguments):
     assert main(["generate", *arguments]) == 2
     return capsys.readouterr().err.strip()

@@ -11,7 +11,12 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokeni
 from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
-from flax_transformers.generation.prompts import read_lines, read_prompts, read_texts
+from flax_transformers.generation.prompts import (
+    read_lines,
+    read_prompts,
+    read_texts,
+    special_stops,
+)
 from flax_transformers.objectives.causal_lm import CausalLM, packed_documents
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.rows import run_frame
@@ -45,6 +50,14 @@ def test_a_run_with_a_published_tokenizer_records_its_special_tokens(tmp_path, l
     tokenizer.save(tmp_path / "run", run_frame(CausalLM(), tokenizer.vocabulary))
     prompts = read_prompts(tmp_path / "run", CONFIG)
     assert list(prompts.encode("All human")) == inputs_of(tokenizer, "All human")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe", "bytes"])
+def test_a_stop_string_that_is_a_special_token_is_its_id(kind):
+    tokenizer = train_tokenizer(TokenizerConfig(kind, 1_500), corpus())
+    end = tokenizer.vocabulary.end_id
+    [name] = tokenizer.pieces([end])
+    assert special_stops(tokenizer, ["a", name, "\n"]) == ((end,), ("a", "\n"))
 
 
 def test_an_empty_prompt_of_a_published_gpt2_starts_with_the_end_token(tmp_path):
