@@ -43,6 +43,13 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
     return [*(text.removeprefix(before) for text in texts), ""]
 
 
+def end_ids(tokenizer: Tokenizer, config: TextConfig) -> set[int]:
+    """The ids that end a text, by the generation settings, the model's config or the tokenizer."""
+    end = tokenizer.vocabulary.end_id
+    known = {*config.generation.eos_ids, *getattr(config, "eos_ids", ())}
+    return known if end is None else known | {end}
+
+
 def special_stops(
     tokenizer: Tokenizer, stops: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -27,6 +27,7 @@ from flax_transformers.evaluation.scoring.continuations import (
 from flax_transformers.generation.decode import generate, require_positions, require_writer
 from flax_transformers.generation.program import arranged
 from flax_transformers.generation.prompts import (
+    end_ids,
     noted_frame,
     require_known,
     rows_of,
@@ -185,8 +186,7 @@ class HarnessModel(LM):
         rows = prompts + [prompts[-1]] * (self._batch_size - len(prompts))  # one shape
         ids, mask = rows_of(rows, self._config.filler_id)
         sampled = bool(settings.get("do_sample", settings.get("temperature", 0.0)))
-        ends = {*getattr(self._config, "eos_ids", ()), tokenizer.vocabulary.end_id, *special}
-        ends -= {None}
+        ends = end_ids(tokenizer, self._config) | {*special}
         written = generate(
             self._restored.model,
             params,

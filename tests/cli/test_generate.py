@@ -42,11 +42,11 @@ TINY = LlamaConfig(
 )
 
 
-def published_tokenizer(folder):
+def published_tokenizer(folder, special=("<s>", "</s>")):
     """A tokenizer.json of words that begins every text with <s>."""
     backend = tokenizers.Tokenizer(models.WordLevel(dict(zip(WORDS, range(7), strict=True)), "a"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(["<s>", "</s>"])
+    backend.add_special_tokens(list(special))
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
@@ -174,10 +174,7 @@ def test_a_stream_prints_the_same_text(directory, capsys):
 @pytest.mark.slow
 def test_a_special_token_that_is_a_stop_string_ends_the_text(directory, tmp_path, capsys):
     model = str(shutil.copytree(directory, tmp_path / "model"))
-    file = tmp_path / "model" / "tokenizer.json"
-    backend = tokenizers.Tokenizer.from_file(str(file))
-    backend.add_special_tokens(["d"])
-    backend.save(str(file))
+    published_tokenizer(tmp_path / "model", special=["<s>", "</s>", "d"])
     command = ["generate", model, "--prompt", "a b"]
     assert main(command) == 0
     assert capsys.readouterr().out == "a b c e\n"

@@ -12,11 +12,13 @@ from flax_transformers.errors import UserError
 from flax_transformers.families.bart import BartConfig
 from flax_transformers.families.gpt2 import GPT2Config
 from flax_transformers.generation.prompts import (
+    end_ids,
     read_lines,
     read_prompts,
     read_texts,
     special_stops,
 )
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.objectives.causal_lm import CausalLM, packed_documents
 from flax_transformers.objectives.denoising import Denoising
 from flax_transformers.objectives.rows import run_frame
@@ -58,6 +60,14 @@ def test_a_stop_string_that_is_a_special_token_is_its_id(kind):
     end = tokenizer.vocabulary.end_id
     [name] = tokenizer.pieces([end])
     assert special_stops(tokenizer, ["a", name, "\n"]) == ((end,), ("a", "\n"))
+
+
+def test_a_text_ends_by_the_generation_settings_the_config_or_the_tokenizer():
+    tokenizer = train_tokenizer(TokenizerConfig("bytes"), ())
+    settings = GenerationSettings(eos_token_id=(7, 8))
+    config = GPT2Config(vocab_size=262, eos_ids=(7, 9), generation=settings)
+    assert end_ids(tokenizer, config) == {7, 8, 9, tokenizer.vocabulary.end_id}
+    assert end_ids(tokenizer, GPT2Config(eos_ids=())) == {tokenizer.vocabulary.end_id}
 
 
 def test_an_empty_prompt_of_a_published_gpt2_starts_with_the_end_token(tmp_path):
