@@ -7,6 +7,7 @@ objective of the user's own may add one.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -31,6 +32,7 @@ from flax_transformers.evaluation.scoring.likelihood import (
     Likelihood,
     MaskedTokens,
     PseudoLikelihood,
+    bytes_of_first,
     check_lengths,
     score_lines,
     six_digits,
@@ -313,7 +315,18 @@ class TextScores(Embeddings):
         return examples
 
     def lines(self, predicted: Predicted) -> list[Line]:
-        return score_lines(predicted.rows, np.arange(len(predicted.rows)), predicted.found)
+        """Those of `score_lines`, and the bits for each byte of the scored tokens."""
+        rows, texts = len(predicted.rows), predicted.texts
+        lines = score_lines(rows, np.arange(rows), predicted.found)
+        assert texts is not None
+        for line, row in zip(lines, predicted.rows, strict=True):
+            text = str(row.document.text[0])
+            size: float = len(text.encode())
+            if not self.objective.frame.before:  # nothing from which to predict the first token
+                size -= bytes_of_first(text, texts.tokenizer)
+            bits = -line["log_likelihood"] / math.log(2)
+            line["bits_per_byte"] = six_digits(bits / size) if line["tokens"] else None
+        return lines
 
 
 class MaskedTextScores(TextScores):
@@ -323,7 +336,8 @@ class MaskedTextScores(TextScores):
         return MaskedTokens.of_texts(super().examples(texts, length))
 
     def lines(self, predicted: Predicted) -> list[Line]:
-        return score_lines(predicted.rows, predicted.examples.text, predicted.found, "pseudo_")
+        rows = len(predicted.rows)
+        return score_lines(rows, predicted.examples.text, predicted.found, "pseudo_")
 
 
 class ChoiceScores(Embeddings):

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.pipeline.examples import Examples
+from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import (
     Array,
@@ -155,28 +155,32 @@ def check_lengths(texts: Sequence[np.ndarray], capacity: int) -> None:
 
 
 def score_lines(
-    rows: Sequence[InputRow], numbers: np.ndarray, found: Sequence[Arrays], prefix: str = ""
+    rows: int, numbers: np.ndarray, found: Sequence[Arrays], prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """A JSON object for each text: its log-likelihood in nats, the number of its scored tokens, the
-    perplexity and, without a ``prefix`` of these names, bits for each byte of the text.
+    """A JSON object for each of the ``rows``: its log-likelihood in nats, the number of its scored
+    tokens, and the perplexity. ``prefix`` of these names.
 
     ``numbers``: the row of each example, int64 [n], for which the model ``found`` a score.
     """
-    totals, counts = np.zeros(len(rows)), np.zeros(len(rows), int)
+    totals, counts = np.zeros(rows), np.zeros(rows, int)
     for number, one in zip(numbers.tolist(), found, strict=True):
         totals[number] += float(one["log_likelihood"][0])
         counts[number] += int(one["tokens"][0])
     lines = []
-    for row, total, count in zip(rows, totals.tolist(), counts.tolist(), strict=True):
+    for total, count in zip(totals.tolist(), counts.tolist(), strict=True):
         line: dict[str, Any] = {f"{prefix}log_likelihood": six_digits(total), "tokens": count}
         line[f"{prefix}perplexity"] = (
             six_digits(math.exp(min(700.0, -total / count))) if count else None
         )
-        if not prefix:
-            size = len(str(row.document.text[0]).encode())
-            line["bits_per_byte"] = six_digits(-total / math.log(2) / size)
         lines.append(line)
     return lines
+
+
+def bytes_of_first(text: str, tokenizer: Tokenizer) -> float:
+    """Number of bytes of a text's first token; the tokens of one character have equal parts."""
+    [(_, offsets)] = tokenizer.encode_with_offsets([text])
+    sharing = int((offsets == offsets[0]).all(axis=1).sum())
+    return len(text[: int(offsets[0, 1])].encode()) / sharing
 
 
 def six_digits(value: Any) -> float:

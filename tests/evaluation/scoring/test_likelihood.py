@@ -8,10 +8,14 @@ import math
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import flax_transformers as ft
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig, train_tokenizer
+from flax_transformers.evaluation.scoring.likelihood import bytes_of_first
+from tests.golden.multilingual import corpus
 from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -64,6 +68,36 @@ def test_a_text_has_the_sum_of_the_log_probabilities_of_its_tokens(model_of, tmp
     again = scores(capsys, [*command, "--batch-size", "1"])
     for one, other in zip(found, again, strict=True):
         assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_bytes_of_a_first_token_that_is_not_scored_do_not_count(tmp_path, capsys):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"one": 0, "é": 1}, "é"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "words").mkdir()
+    words.save(str(tmp_path / "words" / "tokenizer.json"))
+    model, params = drawn_model("GPT2LMHeadModel", vocab_size=2, bos_id=None, eos_ids=())
+    ft.save_pretrained(tmp_path / "hf", model, params, tokenizer_from=tmp_path / "words")
+    (tmp_path / "texts.txt").write_text("one é\none\n")
+    command = ["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "texts.txt"), "--score"]
+    two, one = scores(capsys, command)
+    bits = -two["log_likelihood"] / math.log(2)
+    assert two["tokens"] == 1 and two["bits_per_byte"] == pytest.approx(bits / len(" é".encode()))
+    assert (one["tokens"], one["bits_per_byte"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "size"),
+    [
+        ("bytes", "éa", 1),
+        ("byte_level_bpe", "All human", 3),
+        ("unigram", "All human", 3),
+        ("wordpiece", "Ärzte", 2),
+    ],
+)
+def test_the_first_token_has_its_bytes(kind, text, size):
+    tokenizer = train_tokenizer(TokenizerConfig(kind, 1_500), corpus())
+    assert bytes_of_first(text, tokenizer) == size
 
 
 @pytest.mark.slow
