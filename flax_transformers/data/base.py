@@ -202,7 +202,8 @@ class DataConfig:
 
     max_training_examples: int | None = None
     """Train on so many examples, chosen by the seed of the run; of questions and long documents, so
-    many with all of their windows. None: all."""
+    many with all of their windows; of pairs and conversations, so many that are then packed. None:
+    all."""
 
     examples_per_class: int | None = None
     """Train on so many examples of each class, chosen by the seed of the run. None: all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -64,22 +65,36 @@ class PairExamples(Examples):
             )
         self._packed = len(pairs)
         # Pairs in the order of the rows, the end of each row in them, and their hash.
-        self._rows = self._packing(pairs, sizes, lengths)
+        self._rows: np.ndarray | StoreArray
+        if spec.cross_documents:
+            self._rows = kept_array(
+                store, self._name, _INDEX, lambda: self._packing(pairs, sizes), _is_intact
+            )
+        else:
+            self._rows = np.concatenate([*self._packing(pairs, sizes)])
 
-    def _packing(
-        self, pairs: np.ndarray, sizes: np.ndarray, lengths: tuple[int, int]
-    ) -> np.ndarray | StoreArray:
-        spec = self.spec
-        if not spec.cross_documents:
-            return np.concatenate([pairs, np.arange(1, len(pairs) + 1), np.zeros(_HASH, np.int64)])
+    def _packing(self, pairs: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+        """The rows of ``pairs``, and their hash; ``sizes`` int64 [all pairs, 2]."""
+        order, ends = np.arange(len(pairs)), np.arange(1, len(pairs) + 1)
+        if self.spec.cross_documents:
+            needed = np.minimum(sizes[pairs], self._limits) + self.spec.overhead
+            first, second = (limit + self.spec.overhead for limit in self._limits)
+            order, ends = pack(needed, (first, second))
+        rows = np.concatenate([pairs[order], ends])
+        yield from (rows, _hash(rows))
 
-        def build() -> Iterator[np.ndarray]:
-            needed = np.minimum(sizes[pairs], self._limits) + spec.overhead
-            order, ends = pack(needed, lengths)
-            rows = np.concatenate([pairs[order], ends])
-            yield from (rows, _hash(rows))
+    @property
+    def documents(self) -> np.ndarray:
+        """The pairs: int64 [n]."""
+        return np.sort(self._rows[0 : self._packed])
 
-        return kept_array(self.store, self._name, _INDEX, build, _is_intact)
+    def limited(self, chosen: np.ndarray) -> PairExamples:
+        """The pairs with the numbers ``chosen`` in `documents`, packed."""
+        pairs, found = self.documents[chosen], copy.copy(self)
+        found._packed = len(pairs)
+        sizes = np.diff(_edges(self.store)).reshape(-1, 2)
+        found._rows = np.concatenate([*self._packing(pairs, sizes)])
+        return found
 
     @property
     def _name(self) -> str:

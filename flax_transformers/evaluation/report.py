@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
@@ -53,13 +54,14 @@ def _subset(config: TrainConfig, prepared: Dataset) -> str:
     """How many of the examples are trained on."""
     spec = config.objective.window_spec(config.phases[0].sequence_length)
     chosen, whole = (training_examples(prepared, spec, d, config.seed) for d in (config.data, None))
-    each = config.data.examples_per_class
+    each, most = config.data.examples_per_class, config.data.max_training_examples
+    total = len(whole) if whole.documents is None else len(np.unique(whole.documents))
     of_classes = (
         "" if each is None else f", {each:,} of each of {len(prepared.label_names):,} classes"
     )
     return (
-        f"trained on a subset of {len(chosen):,} of {len(whole):,} examples{of_classes}, chosen by "
-        f"seed {config.seed}"
+        f"trained on a subset of {len(chosen) if most is None else min(most, total):,} of "
+        f"{total:,} examples{of_classes}, chosen by seed {config.seed}"
     )
 
 

@@ -321,12 +321,27 @@ class ConversationExamples(Examples):
         documents = np.flatnonzero(sizes[:, 0])
         self.left_out = len(sizes) - len(documents)
         self._say(cut)
-        limits = spec.length, spec.completions or spec.length
+        self._pack(documents, sizes[documents])
+
+    def _pack(self, documents: np.ndarray, sizes: np.ndarray) -> None:
+        """Divides ``documents`` among the rows; ``sizes`` int64 [documents, 2], as of `_size`."""
+        spec, self._documents = self.spec, documents
+        self._ends = np.arange(1, len(documents) + 1)
         if spec.cross_documents and not spec.target_length:
-            order, self._ends = pack(sizes[documents], limits)
+            order, self._ends = pack(sizes, (spec.length, spec.completions or spec.length))
             self._documents = documents[order]
-        else:
-            self._documents, self._ends = documents, np.arange(1, len(documents) + 1)
+
+    @property
+    def documents(self) -> np.ndarray:
+        """The documents that are learned from: int64 [n]."""
+        return np.sort(self._documents)
+
+    def limited(self, chosen: np.ndarray) -> ConversationExamples:
+        """The documents with the numbers ``chosen`` in `documents`, packed."""
+        documents, found = self.documents[chosen], copy.copy(self)
+        sizes = [self._size(document)[0] for document in documents.tolist()]
+        found._pack(documents, np.array(sizes, np.int64).reshape(-1, 2))
+        return found
 
     def _size(self, document: int) -> tuple[tuple[int, int], bool]:
         """Tokens and sequences of a document in a row, 0 if it is left out; whether it is cut."""

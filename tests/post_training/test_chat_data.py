@@ -1,13 +1,15 @@
 """Stores of conversations: what is learned, packed, cut and left out."""
 
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import prepare
+from flax_transformers.data.dataset import prepare, training_examples
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.errors import UserError
@@ -118,6 +120,22 @@ def test_without_packing_each_conversation_is_a_row(tmp_path):
     store = prepared(tmp_path, CONVERSATIONS[:2])
     rows = rows_of(store, SupervisedFineTuning(cross_documents=False), 32)
     assert sorted(learned_of(store, row) for row in rows) == ["<cd><f>", "<ij>"]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_conversations_are_chosen_before_they_are_packed(packed, tmp_path):
+    rows = [{"messages": turns(f"{i:02d}", f"{i:02d}")} for i in range(30)]
+    few = data(tmp_path, rows, max_training_examples=3)
+    spec = ConversationSpec(32, packed)
+    found = training_examples(prepare(few, tmp_path / "store"), spec, few, 5)
+    again = pickle.loads(pickle.dumps(found))
+    for examples in (found, again):
+        chosen = [len(examples.read(i, RNG)["ends"]) for i in range(len(examples))]
+        assert chosen == ([3] if packed else [1, 1, 1])
+    more = training_examples(
+        prepare(few, tmp_path / "store"), spec, replace(few, max_training_examples=9), 5
+    )
+    assert set(found.documents) < set(more.documents)
 
 
 def test_an_encoder_decoder_learns_the_last_turn(tmp_path):

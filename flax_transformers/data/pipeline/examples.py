@@ -67,8 +67,9 @@ class Examples(Protocol):
         """The examples without random augmentation."""
         return self
 
-    def limited(self, chosen: np.ndarray) -> Subset:
-        """The examples with the indices ``chosen``, int64 [n], which read no others.
+    def limited(self, chosen: np.ndarray) -> Examples:
+        """The examples with the indices ``chosen``, int64 [n], or, of packed documents, those
+        documents packed; they read no others.
 
         Raises UserError if each comes with a second one (``WindowSpec.other``)."""
         if getattr(getattr(self, "spec", None), "other", False):
@@ -81,8 +82,8 @@ class Examples(Protocol):
 
     @property
     def documents(self) -> np.ndarray | None:
-        """The document that each example is from, where several are windows of one: int64 [n];
-        None if each counts as a document of its own."""
+        """The document that each example is from, where several are windows of one, or the
+        documents that are packed into examples: int64 [n]; None if each example is a document."""
         return None
 
     @property
@@ -145,7 +146,7 @@ class Subset(Examples):
 
 def subset(
     examples: Examples, count: int | None, per_class: int | None, names: Sequence[str], seed: Seed
-) -> Subset:
+) -> Examples:
     """``count`` random documents, or ``per_class`` of each class, with all of their examples.
 
     ``names``: the classes. A smaller subset of the same ``seed`` is part of a larger one. Raises

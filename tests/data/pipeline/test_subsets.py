@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.pipeline import examples as examples_module
 from flax_transformers.data.pipeline.examples import Examples, subset
 from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -22,7 +24,8 @@ from flax_transformers.errors import UserError
 from flax_transformers.evaluation.report import introduce
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.testing import tiny_bert, tiny_config
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from flax_transformers.training.batches import training_batches
 
 
@@ -158,6 +161,36 @@ def test_windows_of_one_question_stay_together(tmp_path):
     each = replace(data, max_training_examples=None, examples_per_class=1)
     with pytest.raises(UserError, match=r"no classes; set --data.max-training-examples"):
         training_examples(prepared, spec, each)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_pairs_are_chosen_before_they_are_packed(packed, tmp_path, capsys):
+    (tmp_path / "pairs.tsv").write_text("".join(f"de {i:02d}\ten {i:02d}\n" for i in range(40)))
+    data = text_data(tmp_path, PairSource(str(tmp_path / "pairs.tsv")), max_training_examples=3)
+    prepared, objective = prepare(data), SequenceToSequence(pack=packed)
+    found = training_examples(prepared, objective.window_spec(24), data, 5)
+    assert len(found) == (1 if packed else 3)
+    rng = np.random.default_rng(0)
+
+    def texts(examples):
+        rows = [examples.read(i, rng) for i in range(len(examples))]
+        return [
+            bytes(text - 3)
+            for row in rows
+            for text in np.split(row["source_tokens"], row["source_ends"][:-1])
+        ]
+
+    alone = replace(objective, pack=False).window_spec(24)
+    chosen = sorted(texts(training_examples(prepared, alone, data, 5)))
+    assert sorted(texts(found)) == sorted(texts(pickle.loads(pickle.dumps(found)))) == chosen
+    assert len(chosen) == 3
+    more = training_examples(prepared, alone, replace(data, max_training_examples=9), 5)
+    assert set(chosen) < set(texts(more))
+
+    model = tiny_architecture("MarianMTModel")
+    config = tiny_config("", "", model=model, objective=objective, data=data, sequence_length=24)
+    introduce(replace(config, seed=5), prepared, tmp_path, [])
+    assert "trained on a subset of 3 of 40 examples, chosen by seed 5" in capsys.readouterr().out
 
 
 def test_a_run_prints_how_much_it_is_trained_on(tmp_path, capsys):
