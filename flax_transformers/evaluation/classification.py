@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from flax_transformers.objectives.sequence_classification import SequenceClassif
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 
+log = logging.getLogger(__name__)
+
 
 def classification_evaluator(
     config: TrainConfig, prepared: PreparedText | PreparedImages, report: ClassReport | None = None
@@ -30,6 +33,8 @@ def classification_evaluator(
     itself reports accuracy), of two classes also ``"eval/f1"`` of the second, as in GLUE;
     ``{"eval/pearson", "eval/spearman"}`` for regression. Classes go to the ``report``, if any."""
     predictions = held_out_predictions(config, prepared)
+    if len(prepared.label_names) == 2:
+        log.info("eval/f1 is the F1 of the class %r", prepared.label_names[1])
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         batches = list(predictions(snapshot))

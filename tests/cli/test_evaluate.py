@@ -102,6 +102,7 @@ def test_evaluate_prints_a_table_over_sets_that_the_run_never_saw(
     assert main(["evaluate", run, *sets]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["majority_class_accuracy_x"] == 0.5
+    assert "eval/f1 is the F1 of the class 'b'" in caplog.text
     table = [
         line.split() for line in caplog.text.splitlines() if line.split()[:1] in (["x"], ["set"])
     ]

@@ -2,16 +2,20 @@
 
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from flax_transformers.data.config import TextData
+from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import read_documents
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.sources.tfds import how_to_prepare
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from tests.data.sources.test_hostile import spoilt
 
@@ -77,6 +81,40 @@ def test_rows_as_of_glue_are_texts_with_the_names_of_their_classes(tmp_path):
         SENTENCES
     )
     assert "tensorflow" not in sys.modules
+
+
+def test_classes_have_the_order_of_tfds_in_new_stores(tmp_path, monkeypatch):
+    features = tfds.features.FeaturesDict(
+        {
+            "text": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["not_equivalent", "equivalent"]),
+        }
+    )
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(12)]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = TextData(
+        source=LabelledSource(prepared(tmp_path, "Mrpc", features, rows)),
+        tokenizer=TokenizerConfig("bytes"),
+        validation_fraction=0.0,
+        shards=1,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelledSource, "store_version", 1)
+        patch.setattr(LabelledSource, "known_classes", ())
+        earlier = prepare(data)
+    assert earlier.label_names == ("equivalent", "not_equivalent")
+    assert prepare(data, of_run={"tokenizer": earlier.tokenizer}).directory == earlier.directory
+    new = prepare(data)
+    assert new.label_names == ("not_equivalent", "equivalent")
+    names = "not_equivalent", "equivalent"
+    for store in (earlier, new):
+        starts = [0, *store.train.document_ends.tolist()]
+        for i in range(12):
+            text = store.train.tokens(starts[i], starts[i + 1] - starts[i])
+            number = int(bytes((text - 3).astype(np.uint8)).split()[1])
+            assert store.label_names[store.train.labels(i)[0]] == names[number % 2]
+    given = replace(data.source, label_names=("equivalent", "not_equivalent"))
+    assert prepare(replace(data, source=given)).label_names == given.label_names
 
 
 def test_a_damaged_folder_yields_documents_or_one_user_error(tmp_path):

@@ -31,7 +31,7 @@ class LabelNames:
     def __init__(self, folder: Folder, source: Source) -> None:
         self._folder = folder
         self._wanted = has_names(source) and not folder.exists(NAMES)
-        self._given: tuple[str, ...] = getattr(source, "label_names", ())
+        self._source = source
         self._found: set[str] = set()
 
     def seen(self, training: Iterable[Document]) -> Iterator[Document]:
@@ -44,7 +44,7 @@ class LabelNames:
         """Writes the names, if the labels have names. ``rest``: the documents not yet seen."""
         if not self._wanted:
             return
-        names = list(self._given)
+        names = list(self._source.known_classes)
         if not names:
             for _ in self.seen(rest):
                 pass

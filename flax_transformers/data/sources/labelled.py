@@ -37,8 +37,8 @@ class LabelledSource(Source):
     columns from 0 of csv and tsv files without such a row, or indices of rows that are JSON lists.
     ``second_field`` None: one text.
     ``label``: the name of a class (integers are names too), or a number for regression.
-    ``label_names``: the classes in the order of their numbers; default: those of the training
-    documents, sorted.
+    ``label_names``: the classes in the order of their numbers; default: those of the TFDS feature,
+    else those of the training documents, sorted.
 
     A row without a label, with one text of two, or with an unknown class is invalid.
     """
@@ -58,6 +58,22 @@ class LabelledSource(Source):
     @property
     def label_kind(self) -> LabelKind:
         return "classes" if self.label == "class" else "numbers"
+
+    @property
+    def store_version(self) -> int:  # type: ignore[override]
+        """See `Source`; 2 where TFDS orders the classes, which version 1 sorted."""
+        return 2 if self._ordered else 1
+
+    @property
+    def _ordered(self) -> bool:
+        return self.path.startswith(PREFIX) and self.label == "class" and not self.label_names
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        if not self._ordered:
+            return self.label_names
+        names = TfdsExamples(self, (), (self.label_field,)).class_names(self.label_field)
+        return tuple(name.strip() for name in names or ())
 
     @property
     def fields(self) -> tuple[str, ...]:

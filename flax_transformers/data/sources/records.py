@@ -110,6 +110,12 @@ class Source:
         return None
 
     @property
+    def known_classes(self) -> tuple[str, ...]:
+        """The classes in the order of their numbers; empty where only the documents name them."""
+        names: tuple[str, ...] = getattr(self, "label_names", ())
+        return names
+
+    @property
     def target_kind(self) -> str | None:
         """What is learned from its documents besides their text: "pairs", or the kind of labels."""
         return self.label_kind
