@@ -100,7 +100,7 @@ def token(config: VisionConfig, dtype: jnp.dtype, name: str | None = None) -> Ve
 
 class Positions(nn.Module):
     """The table of position vectors. A fixed table is a parameter too, as in published files, but
-    has no gradient."""
+    has no gradient and does not decay."""
 
     config: VisionConfig
     dtype: jnp.dtype
@@ -110,11 +110,11 @@ class Positions(nn.Module):
         c = self.config
         fixed = c.positions == "sincos_2d"
         start = partial(_sincos_init, c) if fixed else truncated_normal(c.init_std)
-        init = nn.with_logical_partitioning(start, ("positions", "embed"))
+        axes = ("fixed_positions" if fixed else "positions", "embed")
+        init = nn.with_logical_partitioning(start, axes)
         shape = (c.token_positions + math.prod(c.grid), c.hidden_size)
         position_TD = self.param("embedding", init, shape, jnp.float32)
-        if fixed:
-            position_TD = jax.lax.stop_gradient(position_TD)
+        position_TD = jax.lax.stop_gradient(position_TD) if fixed else position_TD
         return resize_positions(position_TD, c.grid, grid).astype(self.dtype)
 
 

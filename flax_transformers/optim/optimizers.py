@@ -158,7 +158,6 @@ class LAMB(OptimizerConfig):
     """AdamW's direction, as long as the parameter itself in each layer (arXiv:1904.00962).
 
     For large batches. Biases and scales neither decay nor are adapted, as in the authors' code.
-    A fixed table of positions (MAE's) has no gradient but decays: freeze it.
     """
 
     learning_rate: float = 2e-3
@@ -333,10 +332,10 @@ def learning_rate_at(optimizer: OptimizerFactory, total_steps: int) -> optax.Sch
 def decay_mask(params: Any, no_decay: Sequence[str], axes: Axes = NO_AXES) -> Any:
     """A tree like ``params`` of bools: True where the weight decay applies.
 
-    It applies to all kinds of parameters (``kind_of``) but those in ``no_decay``. A bias stacked
-    over layers, [L, D], is as much a bias as a single one, [D].
+    It applies to all kinds of parameters (``kind_of``) but "fixed" and those in ``no_decay``. A
+    bias stacked over layers, [L, D], is as much a bias as a single one, [D].
     """
-    return map_named(lambda name, _: kind_of(name, axes) not in no_decay, params)
+    return map_named(lambda name, _: kind_of(name, axes) not in (*no_decay, "fixed"), params)
 
 
 def rate_factors(config: OptimizerConfig, params: Any, axes: Axes = NO_AXES) -> Any:

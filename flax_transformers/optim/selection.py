@@ -27,7 +27,7 @@ from flax_transformers.errors import UserError
 Name = tuple[str, ...]
 
 _BATCH_AXES = frozenset({"layers", "expert"})
-_TABLE_ROWS = frozenset({"vocab", "positions", "token_types"})
+_TABLE_ROWS = frozenset({"vocab", "positions", "fixed_positions", "token_types"})
 _HEAD_AXES = frozenset({"heads", "key_heads", "head_dim"})  # of a bias for each head
 _STACK_PARTS = ("first", "layers", "remainder")
 _EMBEDDINGS = ("words", "embeddings")
@@ -142,7 +142,8 @@ def logical_axes(boxed: Any) -> Axes:
 
 
 def kind_of(name: Name, axes: Axes = NO_AXES) -> str:
-    """What a parameter is: "kernel", "embedding" (a table), "bias" or "scale".
+    """What a parameter is: "kernel", "embedding" (a table), "fixed" (an untrained one), "bias" or
+    "scale".
 
     Flax's names "bias" and "scale" mean what they say. Otherwise the logical axes decide: a table
     has rows for a vocabulary or positions, a kernel has an input and an output, and all else is a
@@ -153,7 +154,7 @@ def kind_of(name: Name, axes: Axes = NO_AXES) -> str:
     if last in ("bias", "scale") or not any(own):
         return last
     if len(own) > 1 and own[0] in _TABLE_ROWS:
-        return "embedding"
+        return "fixed" if own[0] == "fixed_positions" else "embedding"
     if len(own) > 1 and not set(own) <= _HEAD_AXES:
         return "kernel"
     if last in ("embedding", "kernel"):
@@ -163,10 +164,8 @@ def kind_of(name: Name, axes: Axes = NO_AXES) -> str:
 
 def check_kinds(params: Any, kinds: Sequence[str], field: str, axes: Axes = NO_AXES) -> None:
     """Raises UserError for a name that no parameter has as its kind, besides those of `kind_of`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    known = {"kernel", "embedding", "bias", "scale"} | {
-        kind_of(name_of(p), axes) for p, _ in leaves
-    }
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    known = {"kernel", "embedding", "bias", "scale", *(kind_of(name, axes) for name in names)}
     for kind in kinds:
         if kind not in known:
             raise UserError(
@@ -208,7 +207,7 @@ def matrix_axes(name: Name, rank: int, axes: Axes = NO_AXES) -> MatrixAxes:
     named = axes.get(name)
     start = rank - len(_own_axes(named)) if named else int(_is_stacked(name, axes))
     batch, own = tuple(range(start)), tuple(range(start, rank))
-    if kind_of(name, axes) not in ("kernel", "embedding") or len(own) < 2:
+    if kind_of(name, axes) not in ("kernel", "embedding", "fixed") or len(own) < 2:
         return MatrixAxes(batch, (), own)
     split = 1 if named and named[start] in ("embed", "rank") else len(own) - 1
     return MatrixAxes(batch, own[:split], own[split:])

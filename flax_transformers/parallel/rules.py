@@ -36,6 +36,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("expert", "expert"),
     ("router", None),
     ("positions", None),
+    ("fixed_positions", None),
     ("channels", None),
     ("patch_frames", None),
     ("patch_height", None),

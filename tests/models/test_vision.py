@@ -14,6 +14,7 @@ import pytest
 from flax_transformers.errors import UserError
 from flax_transformers.families import vit
 from flax_transformers.families.vit import ViTConfig
+from flax_transformers.huggingface.placement import boxed_shapes
 from flax_transformers.models.config import ComputeConfig, VisionConfig
 from flax_transformers.models.layers.block import LayerInputs
 from flax_transformers.models.layers.patches import resize_positions, sincos_table
@@ -26,6 +27,9 @@ from flax_transformers.models.vision import (
     VisionWithPooler,
     change_image_size,
 )
+from flax_transformers.optim.optimizers import LAMB, AdamW, Lion, Muon
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.optim.selection import logical_axes
 from flax_transformers.parallel.rules import mesh_axes
 from tests.huggingface.tensors import parameter_shapes
 
@@ -136,6 +140,21 @@ def test_fixed_positions_have_no_gradient():
 
     grads = jax.jit(jax.grad(loss))(params)["embeddings"]
     assert not np.any(grads["position"]["embedding"]) and np.any(grads["class_token"]["embedding"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [AdamW, LAMB, Lion, Muon])
+def test_fixed_positions_do_not_decay(optimizer):
+    boxed = boxed_shapes(VisionModel(replace(CONFIG, positions="sincos_2d")))
+    shapes, axes = nn.meta.unbox(boxed), logical_axes(boxed)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    rule = optimizer(
+        weight_decay=0.5, no_decay=("bias", "scale"), schedule=Schedule("constant")
+    ).make(9, axes)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = rule.update(gradients, rule.init(params), params)
+    assert not np.any(updates["embeddings"]["position"]["embedding"])
+    assert np.all(updates["embeddings"]["patches"]["kernel"])
 
 
 @pytest.mark.slow

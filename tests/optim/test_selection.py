@@ -99,6 +99,7 @@ def test_a_pattern_means_a_parameter_or_a_folder_it_lies_in(pattern, means):
         ("vocab embed", "embedding", (), (0,), (1,)),
         ("embed vocab", "kernel", (), (0,), (1,)),
         ("positions heads", "embedding", (), (0,), (1,)),
+        ("fixed_positions embed", "fixed", (), (0,), (1,)),
         ("embed", "bias", (), (), ()),
     ],
 )
