@@ -13,6 +13,8 @@ from flax_transformers.parallel.partitioning import HEADS, KEY_HEADS
 
 WIDEST = 128
 """Largest head width that all GPUs since Ampere support."""
+LEAST_CAPABILITY = 8.0
+"""NVIDIA's compute capability of Ampere, the first GPUs that have the kernel."""
 
 
 def is_named_mask(mask: AttentionMask) -> bool:

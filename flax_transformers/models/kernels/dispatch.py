@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import DropoutGenerator, Kernel
 from flax_transformers.models.kernels.closed_form import soft_capped
-from flax_transformers.models.kernels.cudnn import WIDEST, cudnn_attention, is_named_mask
+from flax_transformers.models.kernels.cudnn import (
+    LEAST_CAPABILITY,
+    WIDEST,
+    cudnn_attention,
+    is_named_mask,
+)
 from flax_transformers.models.kernels.dropout import dropout, key_words
 from flax_transformers.models.kernels.local import LANES
 from flax_transformers.models.kernels.masks import AttentionMask
@@ -160,7 +165,21 @@ def _cudnn_cannot(
         return "divide the sequence length over the mesh"
     if not is_named_mask(mask) and any(length % 2 for length in lengths):
         return f"mask sequences of odd lengths, {lengths[0]} and {lengths[1]}"
-    return _mesh_cannot(q_BTNH, k_BSKH)
+    return _mesh_cannot(q_BTNH, k_BSKH) or _gpu_cannot()
+
+
+def _gpu_cannot() -> str | None:
+    """Why NVIDIA's kernel does not run on this machine's GPUs, or None, as where there are none."""
+    if jax.default_backend() != "gpu":
+        return None
+    gpu = jax.local_devices()[0]
+    try:
+        capability = float(gpu.compute_capability)
+    except (AttributeError, ValueError):  # of AMD's GPUs it is a name, as "gfx942"
+        capability = 0.0
+    if capability >= LEAST_CAPABILITY:
+        return None
+    return f"run on {gpu.device_kind}, without NVIDIA's compute capability {LEAST_CAPABILITY}"
 
 
 def _mesh_cannot(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,20 @@ def test_it_says_what_it_cannot_do(reason, sent):
         dot_product_attention(*half(6), **CANNOT[reason], kernel="cudnn")
     dot_product_attention(*half(6), **CANNOT[reason], kernel="cudnn or xla")
     assert not sent
+
+
+@pytest.mark.parametrize("capability", ["7.0", "7.5", "gfx942", None, "8.0", "8.6", "10.0"])
+def test_it_takes_only_gpus_that_have_the_kernel(capability, sent, monkeypatch):
+    gpu = SimpleNamespace(device_kind="GPU")
+    if capability is not None:
+        gpu.compute_capability = capability
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    dot_product_attention(*half(6), kernel="cudnn or xla")
+    assert bool(sent) == (capability in ("8.0", "8.6", "10.0"))
+    if not sent:
+        with pytest.raises(UserError, match="cudnn cannot run on GPU, without NVIDIA's compute"):
+            dot_product_attention(*half(6), kernel="cudnn")
 
 
 def test_it_takes_no_float32_no_odd_masked_rows_and_no_odd_heads(sent):
