@@ -307,11 +307,8 @@ class Adafactor(OptimizerConfig):
 
     def direction(self, decay: Transform, axes: Axes) -> Transform:
         """Gradient over the root of its factored second moment, clipped, scaled, then decay."""
-        links = [
-            transforms.scale_by_factored_moments(
-                self.decay_exponent, self.eps, self.min_factored, axes
-            )
-        ]
+        over_moments = transforms.scale_by_factored_moments
+        links = [over_moments(self.decay_exponent, self.eps, self.min_factored, axes)]
         if self.clip_threshold is not None:
             links.append(transforms.clip_by_rms(self.clip_threshold, axes))
         if self.scale_parameter:

@@ -134,11 +134,7 @@ def logical_axes(boxed: Any) -> Axes:
     leaves = jax.tree_util.tree_leaves_with_path(
         boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )
-    return {
-        name_of(path): tuple(leaf.names)
-        for path, leaf in leaves
-        if isinstance(leaf, nn.Partitioned)
-    }
+    return {name_of(path): tuple(x.names) for path, x in leaves if isinstance(x, nn.Partitioned)}
 
 
 def kind_of(name: Name, axes: Axes = NO_AXES) -> str:

@@ -57,11 +57,12 @@ def start_processes(limits: Limits | None = None, platform: str | None = None) -
     ``limits.start_s``.
 
     A job is defined by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``,
-    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). The
-    hosts of a TPU VM slice are not connected if ``platform`` or ``JAX_PLATFORMS`` is another one. A
-    single process is not connected, and a second call has no effect.
-    ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a process without
-    heartbeat counts as lost. Raises UserError if only some of the three variables are set.
+    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). On
+    GPUs, a process uses those of `_local_device_ids`. The hosts of a TPU VM slice are not connected
+    if ``platform`` or ``JAX_PLATFORMS`` is another one. A single process is not connected, and a
+    second call has no effect. ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after
+    which a process without heartbeat counts as lost. Raises UserError if only some of the three
+    variables are set.
     """
     if jax.distributed.is_initialized():
         return
@@ -110,6 +111,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
                 address,
                 count,
                 index,
+                local_device_ids=_local_device_ids(),
                 heartbeat_timeout_seconds=int(heartbeat),
                 initialization_timeout=PATIENCE_SECONDS,
                 shutdown_timeout_seconds=PATIENCE_SECONDS,
@@ -123,6 +125,21 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
     # it waits for the others.
     atexit.register(watchdog.leave)
     atexit.register(jax.distributed.shutdown)
+
+
+def _local_device_ids() -> list[int] | None:
+    """[] for all GPUs that this process sees: the only one of its node, or with GPUs of its own.
+
+    Otherwise None, for JAX's choice: `JAX_LOCAL_DEVICE_IDS`, or for a task of SLURM or Open MPI the
+    GPU of its number on the node.
+    """
+    seen, of_node = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_GPUS_ON_NODE", "")
+    has_own = seen and len(seen.split(",")) < max(ranges.parse_integer(of_node) or 0, 2)
+    tasks, nodes = (os.environ.get(f"SLURM_STEP_NUM_{part}") for part in ("TASKS", "NODES"))
+    is_alone = tasks is not None and tasks == nodes
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:  # SLURM's tasks are Open MPI's daemons
+        is_alone = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
+    return [] if (has_own or is_alone) and not os.environ.get("JAX_LOCAL_DEVICE_IDS") else None
 
 
 class _KeyValueStore:

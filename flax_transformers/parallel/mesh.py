@@ -91,8 +91,7 @@ def make_mesh(
     given = MeshConfig(data, fsdp, tensor, context, expert)
     if config is not None and given != MeshConfig():
         raise UserError("make_mesh takes a config or sizes of axes; leave out one of both")
-    config = config or given
-    config = resolve_mesh(config, len(devices))
+    config = resolve_mesh(config or given, len(devices))
     grid = arrange(tuple(getattr(config, name) for name in AXES), devices)
     # Linen shards arrays by constraints, which need Auto axes.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import jax
+import jax._src.distributed as jax_distributed
 import jax.numpy as jnp
 import pytest
 
@@ -90,6 +92,46 @@ def test_three_variables_name_a_process_of_a_job(start):
 )
 def test_jax_finds_the_job_of_a_launcher_it_knows(start, environment):
     assert start(**environment) == (None, None, None)
+
+
+EIGHT_TASKS = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "3"}
+ONE_TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0"}
+ALL_SEEN = {"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+RANKS = {
+    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1234",
+    "OMPI_COMM_WORLD_SIZE": "16",
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "5",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        (EIGHT_TASKS | ALL_SEEN, "3"),
+        (EIGHT_TASKS, "3"),
+        (ONE_TASK | ALL_SEEN, "all"),
+        (ONE_TASK, "all"),
+        (ONE_TASK | ALL_SEEN | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, "4,5"),
+        (EIGHT_TASKS | ALL_SEEN | {"CUDA_VISIBLE_DEVICES": "0"}, "all"),
+        (EIGHT_TASKS | ALL_SEEN | {"CUDA_VISIBLE_DEVICES": "0,1"}, "all"),
+        (ONE_TASK | ALL_SEEN | RANKS | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, "5"),
+        (ONE_TASK | ALL_SEEN | RANKS | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+    ],
+)
+def test_a_task_uses_all_gpus_that_are_its_own(monkeypatch, start, environment, devices):
+    """As JAX itself reads the arguments, which connects to nobody here."""
+    connected, told = SimpleNamespace(connect=lambda: None), []
+    runtime = jax_distributed._jax
+    monkeypatch.setattr(runtime, "get_distributed_runtime_client", lambda *_, **__: connected)
+    monkeypatch.setattr(jax_distributed.State, "initialize_preemption_sync_manager", lambda _: None)
+    monkeypatch.setattr(jax_distributed.config, "update", lambda *setting: told.append(setting))
+    monkeypatch.setattr(jax.distributed, "initialize", jax_distributed.State().initialize)
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "JAX_LOCAL_DEVICE_IDS"):
+        monkeypatch.delenv(name, raising=False)
+    job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "16"}
+    start(**job, SLURM_PROCID="1", **environment)
+    assert dict(told).get("jax_cuda_visible_devices", "all") == devices
 
 
 @pytest.fixture
