@@ -3,11 +3,12 @@
     python launch/local.py 2 -- train configs/bert_tiny.py --workdir runs/two
 
 Each process runs ``python -m flax_transformers`` with the arguments after ``--``, and with the
-environment variables that join the processes into one job. If a process fails, the launcher ends
-the others and restarts all of them from the newest checkpoint, at most ``--max-restarts`` times,
-after 1, 2, 4 ... 60 seconds. Exit codes are those of ``flax-transformers``: 0 done, 2 a user error
-(not restarted), 42 stopped on request after saving (restarted with ``--requeue``, as often as it
-happens). The launcher forwards SIGTERM and Ctrl-C.
+environment variables that join the processes into one job. On a machine with GPUs, each of several
+processes uses the GPU of its number: start one process for each GPU, or one for all of them. If a
+process fails, the launcher ends the others and restarts all of them from the newest checkpoint, at
+most ``--max-restarts`` times, after 1, 2, 4 ... 60 seconds. Exit codes are those of
+``flax-transformers``: 0 done, 2 a user error (not restarted), 42 stopped on request after saving
+(restarted with ``--requeue``, as often as it happens). The launcher forwards SIGTERM and Ctrl-C.
 
 Requires Linux and, for several processes, prepared data (``flax-transformers prepare``). Uses only
 Python's standard library.
@@ -80,6 +81,7 @@ class Launcher:
                 "JAX_NUM_PROCESSES": str(self._arguments.processes),
                 "JAX_PROCESS_ID": str(index),
             }
+            environment.setdefault("JAX_LOCAL_DEVICE_IDS", str(index))  # no effect on CPUs and TPUs
         if self._arguments.devices:
             environment["JAX_NUM_CPU_DEVICES"] = str(self._arguments.devices)
         return subprocess.Popen(

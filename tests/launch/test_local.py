@@ -89,6 +89,14 @@ print(index, os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_COORDINATOR_ADDRES
         assert (tmp_path / "logs" / f"process-{index}.log").read_text() == line + "\n"
 
 
+def test_each_process_uses_the_gpu_of_its_number(launch):
+    body = 'print(index, os.environ.get("JAX_LOCAL_DEVICE_IDS"))'
+    out, _ = launch(body).communicate(timeout=60)
+    assert sorted(out.splitlines()) == ["[0] 0 0", "[1] 1 1"]
+    out, _ = launch(body, processes=1).communicate(timeout=60)
+    assert out == "0 None\n"
+
+
 def test_a_single_process_gets_no_coordinator_address(launch):
     job = launch('print("JAX_COORDINATOR_ADDRESS" in os.environ)', processes=1)
     assert job.communicate(timeout=60)[0] == "False\n"
