@@ -1,7 +1,7 @@
 #!/bin/bash
 # A SLURM job that continues after its time limit, preemption and lost nodes:
 #
-#     sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh \
+#     sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 launch/slurm.sh \
 #         configs/gpt2_small.py --workdir /shared/runs/gpt2
 #
 # Two minutes before the limit, and on preemption, the job saves, ends with exit code 42 and is
@@ -28,6 +28,10 @@ PROGRAM=${FLAX_TRANSFORMERS:-flax-transformers}
 USER_ERROR=2 PREEMPTED=42
 # Compilation cache for restarts, shared by all nodes.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.compiled}
+# Since SLURM 22.05, srun gives a task one CPU unless it is told otherwise.
+if [ "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}
+fi
 # Overlaps collectives with compute (docs.jax.dev, GPU performance tips).
 export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_latency_hiding_scheduler=true}
 

@@ -11,7 +11,11 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
 TOOLS = {
-    "srun": 'exit "$(cat code)"',
+    "srun": """
+echo "$*" >> steps
+echo "${SRUN_CPUS_PER_TASK:-unset}" > cpus
+exit "$(cat code)"
+""",
     "scontrol": 'echo "$@" >> requeued',
     "scancel": "true",
 }
@@ -43,6 +47,23 @@ def end(tmp_path):
         return (tmp_path / "requeued").read_text() == "requeue 7\n", done.stderr
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "unset"),
+        ({"SLURM_CPUS_PER_TASK": "12"}, "12"),
+        ({"SLURM_CPUS_PER_TASK": "12", "SRUN_CPUS_PER_TASK": "6"}, "6"),
+    ],
+)
+def test_tasks_get_the_cpus_of_the_job(end, tmp_path, monkeypatch, given, told):
+    for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    end(0)
+    assert (tmp_path / "cpus").read_text() == f"{told}\n"
 
 
 def test_preemptions_do_not_use_up_the_restarts_of_failures(end):
