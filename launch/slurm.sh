@@ -58,7 +58,10 @@ run_in_all_tasks() {
 code=0
 # Checks every node before training, at every start, because nodes change.
 if [ "${PREFLIGHT:-1}" = 1 ]; then
-    run_in_all_tasks doctor --config "$@" || code=$?
+    case ${1:-} in
+    -*) run_in_all_tasks doctor || code=$? ;; # resumes without a config, which the run has
+    *) run_in_all_tasks doctor --config "$@" || code=$? ;;
+    esac
 fi
 if [ "$code" = 0 ] && [ "$asked_to_stop" ]; then
     code=$PREEMPTED

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
 TOOLS = {
     "srun": """
-echo "$*" >> steps
+echo "${@:2}" >> steps
 echo "${SRUN_CPUS_PER_TASK:-unset}" > cpus
 exit "$(cat code)"
 """,
@@ -30,14 +30,20 @@ def end(tmp_path):
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(stat.S_IRWXU)
 
-    def run(code: int, *, restarts: int = 0):
+    def run(
+        code: int,
+        *,
+        restarts: int = 0,
+        preflight: str = "0",
+        arguments: tuple[str, ...] = ("bert_tiny", "--workdir", "run"),
+    ):
         (tmp_path / "code").write_text(str(code))
         (tmp_path / "requeued").write_text("")
         done = subprocess.run(
-            ["bash", SCRIPT, "bert_tiny", "--workdir", "run"],
+            ["bash", SCRIPT, *arguments],
             cwd=tmp_path,
             env=os.environ
-            | {"PATH": f"{tools}:{os.environ['PATH']}", "PREFLIGHT": "0", "MAX_RESTARTS": "2"}
+            | {"PATH": f"{tools}:{os.environ['PATH']}", "PREFLIGHT": preflight, "MAX_RESTARTS": "2"}
             | {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)},
             capture_output=True,
             text=True,
@@ -64,6 +70,17 @@ def test_tasks_get_the_cpus_of_the_job(end, tmp_path, monkeypatch, given, told):
         monkeypatch.setenv(name, value)
     end(0)
     assert (tmp_path / "cpus").read_text() == f"{told}\n"
+
+
+@pytest.mark.parametrize("config", [("bert_tiny",), ()])
+def test_the_nodes_are_checked_with_the_config_or_without_one(end, tmp_path, config):
+    arguments = (*config, "--workdir", "run")
+    end(0, preflight="1", arguments=arguments)
+    checked, trained = (tmp_path / "steps").read_text().splitlines()
+    assert checked == " ".join(
+        ("flax-transformers", "doctor", *(("--config", *arguments) if config else ()))
+    )
+    assert trained == " ".join(("flax-transformers", "train", *arguments))
 
 
 def test_preemptions_do_not_use_up_the_restarts_of_failures(end):
