@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 
 from flax_transformers import ranges
@@ -19,7 +20,7 @@ class DeviceSpec:
     """Specification of one device. Rates are peak rates."""
 
     kind: str
-    """Part of ``jax.Device.device_kind``."""
+    """Whole words of ``jax.Device.device_kind``."""
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     memory_gib: float
@@ -42,11 +43,11 @@ class DeviceSpec:
         return int(self.memory_gib * 2**30 * (_gpu_fraction() if self.is_gpu else 1))
 
 
-# The first entry whose kind is part of ``device_kind`` is used. JAX calls the
+# The first entry whose words ``device_kind`` has is used. JAX calls the
 # v5p "TPU v5" and the v5e "TPU v5 lite"; a TPU7x chip (2,307 TFLOP/s) is two JAX devices.
 # Sources: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x (the network of v4,
 # which is not given there, as that of v5p);
-# NVIDIA's data sheets of the A100 80 GB, H100, H200 and B200, with one 400 Gbit/s adapter (A100:
+# NVIDIA's data sheets of the A100, H100, GH200, H200 and B200, with one 400 Gbit/s adapter (A100:
 # 200) for each GPU.
 _V5E = (197 * TERA, 15.75, 819 * GIGA, 100 * GIGA, 3.125 * GIGA)
 _V5P = (459 * TERA, 95.73, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA)
@@ -58,15 +59,21 @@ DEVICE_SPECS = (
     DeviceSpec("TPU v5 lite", *_V5E),
     DeviceSpec("TPU v5e", *_V5E),
     DeviceSpec("TPU v5", *_V5P),
+    DeviceSpec("TPU v5p", *_V5P),
     DeviceSpec("TPU v6", *_V6E),
+    DeviceSpec("TPU v6e", *_V6E),
     DeviceSpec("TPU7x", 2307 / 2 * TERA, 94.74, 7380 / 2 * GIGA, 100 * GIGA, 6.25 * GIGA),
     DeviceSpec("GB200", 2500 * TERA, 173.2, *_B200),
     DeviceSpec("B200", 2250 * TERA, 167.6, *_B200),
+    DeviceSpec("GH200 480GB", 989 * TERA, 89.4, 4000 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("GH200 144G", 989 * TERA, 134.1, 4900 * GIGA, 450 * GIGA, 50 * GIGA),
     DeviceSpec("H200 NVL", 836 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
     DeviceSpec("H200", 989 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
     DeviceSpec("H100 NVL", 835 * TERA, 87.5, 3900 * GIGA, 300 * GIGA, 50 * GIGA),
     DeviceSpec("H100 PCIe", 756 * TERA, 74.5, 2000 * GIGA, 300 * GIGA, 50 * GIGA),
     DeviceSpec("H100", 989 * TERA, 74.5, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("A100-SXM4-40GB", 312 * TERA, 37.2, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
+    DeviceSpec("A100-PCIE-40GB", 312 * TERA, 37.2, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
     DeviceSpec("A100", 312 * TERA, 74.5, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
 )
 
@@ -86,6 +93,10 @@ def _gpu_fraction() -> float:
 
 
 def device_spec(device_kind: str) -> DeviceSpec | None:
-    """The specification of a ``jax.Device.device_kind``, or None if it is unknown."""
-    kind = device_kind.lower()
-    return next((spec for spec in DEVICE_SPECS if spec.kind.lower() in kind), None)
+    """The specification of a ``jax.Device.device_kind``, or None if it is unknown or a MIG slice of
+    a GPU."""
+
+    def has(words: str) -> bool:
+        return re.search(rf"\b{re.escape(words)}\b", device_kind, re.IGNORECASE) is not None
+
+    return None if has("MIG") else next((spec for spec in DEVICE_SPECS if has(spec.kind)), None)

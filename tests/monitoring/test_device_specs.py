@@ -30,6 +30,33 @@ def test_peaks_are_found_under_the_names_that_devices_give(device_kind, teraflop
     assert device_spec(device_kind).peak_flops == teraflops * 1e12
 
 
+@pytest.mark.parametrize(
+    "device_kind",
+    [
+        "NVIDIA RTX A1000",
+        "NVIDIA RTX A1000 Laptop GPU",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    ],
+)
+def test_other_gpus_of_similar_names_and_slices_are_unknown(device_kind):
+    assert device_spec(device_kind) is None
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "gigabytes"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("NVIDIA H200", 141),
+        ("NVIDIA GH200 480GB", 96),
+        ("NVIDIA GH200 144G HBM3e", 144),
+    ],
+)
+def test_memory_is_that_of_the_gpu_and_not_of_its_host(device_kind, gigabytes):
+    assert device_spec(device_kind).memory_gib * 2**30 == pytest.approx(gigabytes * 1e9, rel=2e-3)
+
+
 def test_a_cpu_and_an_unknown_accelerator_are_no_chips():
     assert device_spec("cpu") is None
     assert device_spec("NVIDIA Something Else") is None
