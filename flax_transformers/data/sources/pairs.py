@@ -19,6 +19,9 @@ from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
 
+_SHORT = 20
+"""Maximum number of characters of a target that many pairs may share, such as a class."""
+
 
 @dataclass(frozen=True)
 class PairSource(records.Source):
@@ -33,9 +36,10 @@ class PairSource(records.Source):
     ``target_path``: a file with the targets, line by line for the sources in the file ``path``; any
     ending, compressed or not.
 
-    Pairs with the same target are held out together, because multilingual corpora repeat them. A
-    row with one side only is invalid (and left out by ``on_invalid`` "replace"), one with none is
-    empty.
+    Pairs with the same target are held out together, because multilingual corpora repeat them. Of
+    targets of at most 20 characters, which may be classes or numbers, a sample of pairs is held
+    out. A row with one side only is invalid (and left out by ``on_invalid`` "replace"), one with
+    none is empty.
     """
 
     source_field: str = "source"
@@ -44,6 +48,7 @@ class PairSource(records.Source):
 
     endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
     target_kind: ClassVar[str] = "pairs"
+    store_version: ClassVar[int] = 2  # 1: pairs with the same short target were held out together
 
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""
@@ -79,7 +84,7 @@ def _pair(one: str, other: str, where: Where) -> Document:
     sides = one.strip(), other.strip()
     if any(sides) and not all(sides):
         raise Invalid(where, f"has no {'target' if sides[0] else 'source'}")
-    return Document(sides, group=sides[1])
+    return Document(sides, group=sides[1] if len(sides[1]) > _SHORT else None)
 
 
 def _row(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:

@@ -300,23 +300,39 @@ def test_a_side_without_a_token_makes_no_pair(tmp_path):
     assert (text.train.num_documents, text.train.num_sentences) == (3, 6)
 
 
-def test_pairs_with_the_same_target_are_held_out_together(tmp_path):
-    rows = [{"source": f"{i}", "target": f"{i % 20}"} for i in range(200)]
+def targets_by_split(folder, rows):
+    """The pairs (source, target) of the training and of the held-out split."""
     data = TextData(
-        source=PairSource(jsonl(tmp_path / "pairs.jsonl", rows)),
-        tokenizer=TokenizerConfig("bytes"), validation_fraction=0.3,
-        store=str(tmp_path / "store"),
+        source=PairSource(jsonl(folder / "pairs.jsonl", rows)),
+        tokenizer=TokenizerConfig("bytes"), validation_fraction=0.3, shards=1,
+        store=str(folder / "store"),
     )  # fmt: skip
     text = prepare(dataclasses.replace(data, prepare_processes=1))
-    train, held_out = (
-        {
-            text.tokenizer.decode(examples.read(number, None)["target_tokens"])
-            for number in range(len(examples))
-        }
-        for examples in (text.examples(s, PairSpec(8, False, target_length=8)) for s in SPLITS)
-    )
+    spec = PairSpec(64, False, target_length=64)
+    found = []
+    for split in SPLITS:
+        examples = text.examples(split, spec)
+        read = (examples.read(number, None) for number in range(len(examples)))
+        sides = ((one["source_tokens"], one["target_tokens"]) for one in read)
+        found.append([tuple(map(text.tokenizer.decode, both)) for both in sides])
+    return found
+
+
+def test_pairs_with_the_same_long_target_are_held_out_together(tmp_path):
+    rows = [{"source": f"{i}", "target": f"{i % 20:021}"} for i in range(200)]
+    pairs = targets_by_split(tmp_path, rows)
+    train, held_out = ({target for _, target in of_split} for of_split in pairs)
     assert len(train) + len(held_out) == 20 and len(held_out) > 0
-    assert text.validation.num_documents == 10 * len(held_out)
+    assert len(pairs[1]) == 10 * len(held_out)
+
+
+def test_of_short_targets_a_sample_of_each_is_held_out(tmp_path):
+    """A class of a task as text to text would otherwise be in one of the splits alone."""
+    classes = ("World", "Sports", "Business", "science and research")
+    rows = [{"source": f"{i % 100}", "target": classes[i % 4]} for i in range(200)]
+    train, held_out = map(set, targets_by_split(tmp_path, rows))
+    assert {target for _, target in train} == {target for _, target in held_out} == set(classes)
+    assert not train & held_out and len(train) + len(held_out) == 100
 
 
 def test_settings_of_a_store_tell_pairs_from_text(prepared, tmp_path):
