@@ -33,8 +33,8 @@ UPDATES_OF_A_ROLLOUT = 16
 
 
 def problems(path: str) -> PairSource:
-    """Prompts and answers in a folder."""
-    return PairSource(path, source_field="prompt", target_field="answer")
+    """Prompts, which end with line breaks of the template, and answers in a folder."""
+    return PairSource(path, source_field="prompt", target_field="answer", strip=False)
 
 
 def get_config() -> TrainConfig:

@@ -126,12 +126,21 @@ def prompt_frame(tokenizer: Tokenizer, config: TextConfig) -> Frame:
     return frame if answers else Frame(frame.before)
 
 
+def with_frame(frame: Frame, ids: Sequence[int]) -> list[int]:
+    """The ids of a text with the special tokens around it, those that it names itself only once: a
+    chat template writes them, too."""
+    before, after, found = list(frame.before), list(frame.after), list(ids)
+    starts = found[: len(before)] == before
+    ends = found[max(0, len(found) - len(after)) :] == after
+    return [*([] if starts else before), *found, *([] if ends else after)]
+
+
 def _framed(tokenizer: Tokenizer, config: TextConfig, folder: Path) -> Callable[[str], list[int]]:
     """The function that encodes prompts; an empty prompt becomes the start token."""
 
     def encode(text: str) -> list[int]:
         frame = prompt_frame(tokenizer, config)
-        ids = [*frame.before, *tokenizer.encode_prompt(text).tolist(), *frame.after]
+        ids = with_frame(frame, tokenizer.encode_prompt(text).tolist())
         require_known(tokenizer, ids, config.vocab_size, "prompt", folder)
         return ids or [_beginning(tokenizer, config)]
 

@@ -70,6 +70,17 @@ def test_a_text_ends_by_the_generation_settings_the_config_or_the_tokenizer():
     assert end_ids(tokenizer, GPT2Config(eos_ids=())) == {tokenizer.vocabulary.end_id}
 
 
+def test_special_tokens_that_a_prompt_names_itself_are_there_once(tmp_path):
+    write(tmp_path / "llama3", llama3())
+    encode = read_prompts(tmp_path / "llama3", CONFIG).encode
+    assert list(encode("<|begin_of_text|>All human")) == list(encode("All human"))
+    assert list(encode("<|begin_of_text|>" * 2)) == [400, 400]
+    tokenizer = train_tokenizer(TokenizerConfig("wordpiece", 1_500), corpus())
+    tokenizer.save(tmp_path / "bart", run_frame(Denoising(), tokenizer.vocabulary))
+    encode = read_prompts(tmp_path / "bart", BartConfig(vocab_size=1_500)).encode
+    assert list(encode("[CLS] All human [SEP]")) == list(encode("All human"))
+
+
 def test_an_empty_prompt_of_a_published_gpt2_starts_with_the_end_token(tmp_path):
     write(tmp_path / "published", gpt2())
     tokenizer = train_tokenizer(TokenizerConfig(path=str(tmp_path / "published")), ())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from flax_transformers.data.base import Compare
+from flax_transformers.data.sources.records import LATER
 from flax_transformers.data.store.files import digest, record_json
 from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -65,6 +66,9 @@ def source_settings(source: Any) -> dict[str, Any]:
     """The fields of a source and its type, which defines their meaning."""
     version = getattr(source, _VERSION, 1)
     settings = {"type": type(source).__name__, **asdict(source)}
+    for one in fields(source):
+        if one.metadata.items() >= LATER.items() and settings[one.name] == one.default:
+            del settings[one.name]
     return settings | ({_VERSION: version} if version > 1 else {})
 
 

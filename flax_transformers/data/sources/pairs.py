@@ -7,7 +7,7 @@ of pairs are prepared, resumed, checked and read like those of any text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,8 @@ class PairSource(records.Source):
     are then columns from 0, and for other names the first two columns are read.
     ``target_path``: a file with the targets, line by line for the sources in the file ``path``; any
     ending, compressed or not.
+    ``strip``: whether whitespace around both texts is removed. Prompts that a chat template has
+    rendered may end with line breaks that the model was trained with.
 
     Pairs with the same target are held out together, because multilingual corpora repeat them. Of
     targets of at most 20 characters, which may be classes or numbers, a sample of pairs is held
@@ -45,6 +47,7 @@ class PairSource(records.Source):
     source_field: str = "source"
     target_field: str = "target"
     target_path: str | None = None
+    strip: bool = field(default=True, metadata=records.LATER)
 
     endings: ClassVar[tuple[str, ...]] = row_files.ENDINGS
     target_kind: ClassVar[str] = "pairs"
@@ -60,37 +63,43 @@ class PairSource(records.Source):
                 raise UserError(f"There is no file {path}; check the path.")
         return [(path.name, path) for path in found]
 
+    @property
+    def fields(self) -> tuple[str, str]:
+        """The fields of source and target."""
+        return self.source_field, self.target_field
+
     def parts(self) -> Iterator[records.Part]:
-        fields = self.source_field, self.target_field
+        fields = self.fields
         if self.path.startswith(PREFIX):
-            yield records.Part(TfdsExamples(self, fields), partial(_row, fields))
+            yield records.Part(TfdsExamples(self, fields), partial(_row, self))
         elif self.target_path is not None:
             (_, one), (_, other) = self.files()
-            yield records.Part(records.TwoFiles(one, other), _parallel_pair)
+            yield records.Part(records.TwoFiles(one, other), partial(_parallel_pair, self))
         else:
             for _, path in self.files():
                 if ending(path, self.endings) == ".tsv":
                     yield records.Part(
                         row_files.ChosenFile(path, partial(_tsv_file, path, fields)),
-                        partial(_tsv, fields),
+                        partial(_tsv, self),
                     )
                 else:
                     yield records.Part(
-                        row_files.row_file(path, self.split, fields), partial(_row, fields)
+                        row_files.row_file(path, self.split, fields), partial(_row, self)
                     )
 
 
-def _pair(one: str, other: str, where: Where) -> Document:
+def _pair(source: PairSource, one: str, other: str, where: Where) -> Document:
     sides = one.strip(), other.strip()
     if any(sides) and not all(sides):
         raise Invalid(where, f"has no {'target' if sides[0] else 'source'}")
-    return Document(sides, group=sides[1] if len(sides[1]) > _SHORT else None)
+    group = sides[1] if len(sides[1]) > _SHORT else None
+    return Document(sides if source.strip else (one, other), group=group)
 
 
-def _row(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
+def _row(source: PairSource, decoder: Decoder, content: Any, where: Where) -> Document:
     row = row_files.row_of(decoder, content, where)
-    one, other = (row_files.text_in(decoder, row, field, where) for field in fields)
-    return _pair(one, other, where)
+    one, other = (row_files.text_in(decoder, row, name, where) for name in source.fields)
+    return _pair(source, one, other, where)
 
 
 def _tsv_file(path: Path, fields: tuple[str, str]) -> records.Records:
@@ -102,30 +111,33 @@ def _tsv_file(path: Path, fields: tuple[str, str]) -> records.Records:
     return records.LineFile(path)
 
 
-def _tsv(fields: tuple[str, str], decoder: Decoder, content: Any, where: Where) -> Document:
+def _tsv(source: PairSource, decoder: Decoder, content: Any, where: Where) -> Document:
     if not isinstance(content, bytes):
-        return _row(fields, decoder, content, where)
+        return _row(source, decoder, content, where)
     text = decoder.text(content, where).removeprefix("\ufeff")  # of the first line
     cells = text.rstrip("\r\n").split("\t")
-    columns = [int(field) if field.isdecimal() else i for i, field in enumerate(fields)]
+    columns = [int(name) if name.isdecimal() else i for i, name in enumerate(source.fields)]
     if max(columns) >= len(cells):
         raise Invalid(
             where, f"has {len(cells)} columns, but column {max(columns)} (from 0) is asked for"
         )
-    return _pair(cells[columns[0]], cells[columns[1]], where)
+    return _pair(source, cells[columns[0]], cells[columns[1]], where)
 
 
 def _parallel_pair(
-    decoder: Decoder, raws: tuple[bytes | None, bytes | None], where: records.PairOfLines
+    source: PairSource,
+    decoder: Decoder,
+    raws: tuple[bytes | None, bytes | None],
+    where: records.PairOfLines,
 ) -> Document:
     paths = where.path, where.other
     for raw, path, longer in zip(raws, paths, reversed(paths), strict=True):
         if raw is None:
             raise Invalid(path, f"ends before line {where.line}, which {longer} has")
     one, other = (
-        decoder.text(raw or b"", f"{path}:{where.line}").removeprefix(
-            "\ufeff" if where.line == 1 else ""
-        )
+        decoder.text(raw or b"", f"{path}:{where.line}")
+        .removeprefix("\ufeff" if where.line == 1 else "")
+        .rstrip("\r\n")
         for raw, path in zip(raws, paths, strict=True)
     )
-    return _pair(one, other, where)
+    return _pair(source, one, other, where)

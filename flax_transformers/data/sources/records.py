@@ -41,6 +41,10 @@ from flax_transformers.data.sources.files import (
 )
 from flax_transformers.errors import UserError
 
+LATER = {"later": True}
+"""Metadata of a field that sources of earlier versions do not have: stores name it only where it is
+not the default, so that those of earlier versions are found."""
+
 
 class Record(NamedTuple):
     """The content of a record, of a type that depends on the file, and where it is.

@@ -35,7 +35,7 @@ from flax_transformers.generation.choices import settings_of
 from flax_transformers.generation.decode import run as generate
 from flax_transformers.generation.loop import Endings, TextLimits
 from flax_transformers.generation.program import GenerationRequest
-from flax_transformers.generation.prompts import prompt_frame
+from flax_transformers.generation.prompts import prompt_frame, with_frame
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.huggingface.placement import base_keeps_logits
 from flax_transformers.models.config import TextConfig
@@ -90,8 +90,9 @@ def prompt_of(
 ) -> Prompt:
     """The prompt of an example of the data, a pair of a prompt and its answer.
 
-    It is encoded as `generate` encodes prompts: names of special tokens are these tokens. Raises
-    UserError for other data, and for a prompt that is too long.
+    It is encoded as `generate` encodes prompts: names of special tokens are these tokens, and a
+    start token in the text is not repeated. Raises UserError for other data, and for a prompt that
+    is too long.
     """
     objective, tokenizer = config.objective, required_tokenizer(prepared)
     assert isinstance(objective, PolicyObjective) and isinstance(config.model, TextConfig)
@@ -106,8 +107,8 @@ def prompt_of(
         for name, array in example.items()
         if not name.endswith(("_tokens", "_ends"))
     }
-    before = prompt_frame(tokenizer, config.model).before
-    ids = np.append(np.array(before, np.int32), tokenizer.encode_prompt(text))
+    frame = prompt_frame(tokenizer, config.model)
+    ids = np.array(with_frame(frame, tokenizer.encode_prompt(text).tolist()), np.int32)
     length = objective.prompt_length(sequence_length)
     if len(ids) > length:
         raise UserError(

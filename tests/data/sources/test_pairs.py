@@ -16,6 +16,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pair_examples import PairExamples, pack
 from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.prepare.origin import source_settings
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts
 from flax_transformers.data.sources.pairs import PairSource
@@ -161,6 +162,27 @@ def test_bytes_that_are_no_text_follow_the_policy(tmp_path):
     found, counts = read(PairSource(str(tmp_path), on_invalid="replace"))
     assert found == [(0, "a\N{REPLACEMENT CHARACTER}", "b")]
     assert (counts.documents, counts.invalid) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tsv", "parallel"])
+def test_whitespace_around_texts_is_kept_on_demand(kind, tmp_path):
+    if kind == "jsonl":
+        path = jsonl(tmp_path / "a.jsonl", [{"source": " one ", "target": "un "}])
+        source = PairSource(path)
+    elif kind == "tsv":
+        (tmp_path / "a.tsv").write_text(" one \tun \r\n")
+        source = PairSource(str(tmp_path / "a.tsv"))
+    else:
+        for name, text in (("a", " one \r\n"), ("b", "un \n")):
+            (tmp_path / name).write_text(text)
+        source = PairSource(str(tmp_path / "a"), target_path=str(tmp_path / "b"))
+    assert read(source)[0] == [(0, "one", "un")]
+    assert read(dataclasses.replace(source, strip=False))[0] == [(0, " one ", "un ")]
+
+
+def test_settings_of_stores_of_earlier_versions_do_not_name_whether_texts_are_stripped():
+    assert "strip" not in source_settings(PairSource("a.tsv"))
+    assert source_settings(PairSource("a.tsv", strip=False))["strip"] is False
 
 
 def test_nul_in_a_text_does_not_end_it(tmp_path):

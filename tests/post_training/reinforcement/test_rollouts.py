@@ -12,19 +12,28 @@ from flax_transformers.checkpointing.manager import find_checkpoint, restore_par
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.pairs import PairSource
-from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.tasks import evaluators
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.post_training.chat_template import template_of
 from flax_transformers.post_training.problems import Problems
-from flax_transformers.post_training.reinforcement.rollouts import batch_source
+from flax_transformers.post_training.reinforcement.rollouts import batch_source, prompt_of
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation, Phase
+from tests.golden.tokenizer_layouts import llama3, write
 from tests.post_training.reinforcement.online_runs import FAULT, Dies, config_for, odd, rows_of, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
+
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}"
+    "<|end_header_id|>\n\n{{ message.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{{ '' }}"
+    "{% endif %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +226,32 @@ def test_prompts_come_from_a_file_of_prompts_and_answers(tmp_path):
     lines = (tmp_path / "run" / "rollouts" / "step_00000000.jsonl").read_text().splitlines()
     assert {json.loads(line)["prompt"] for line in lines} <= {row["prompt"] for row in rows}
     assert "eval/reward" in outcome.metrics
+
+
+def test_a_prompt_that_a_chat_template_rendered_is_read_as_chat_reads_it(tmp_path):
+    files = llama3()
+    files["tokenizer_config.json"]["chat_template"] = LLAMA3_TEMPLATE
+    write(tmp_path / "tokenizer", files)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    asked = [{"role": "user", "content": "2+3"}]
+    rendered = template_of(tokenizer).render(asked, answer_next=True)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": rendered, "answer": "5"}))
+    data = TextData(
+        source=PairSource(
+            str(tmp_path / "rows.jsonl"), source_field="prompt", target_field="answer", strip=False
+        ),
+        tokenizer=TokenizerConfig(path=str(tmp_path / "tokenizer")),
+        validation_fraction=0.0,
+        store=str(tmp_path / "store"),
+        shards=1,
+        prepare_processes=1,
+    )
+    config, prepared = config_for(data=data), prepare(data)
+    examples = prepared.examples("train", config.objective.window_spec(256))
+    prompt = prompt_of(examples.read(0, np.random.default_rng(0)), config, prepared, 256)
+    assert prompt.text == rendered and rendered.endswith("\n\n")
+    assert prompt.ids.tolist() == tokenizer.encode_prompt(rendered).tolist()
+    assert prompt.ids.tolist().count(tokenizer.vocabulary.bos_id) == 1
 
 
 def test_a_prompt_that_is_too_long_is_reported(tmp_path):
