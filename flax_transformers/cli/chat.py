@@ -249,15 +249,15 @@ class ChatModel:
 
     def _end(self) -> None:
         """What ends an answer: a special token of the template, or else its text."""
-        work, tokenizer = self._work, self._work.prompts.written
+        from flax_transformers.post_training.chat_template import end_of_turn_id
+
+        work = self._work
         with _template_errors():
             end = self.template.end_of_turn()
-        if not end:
-            return
-        first = int(tokenizer.encode_prompt(end)[0])
-        if first in tokenizer.vocabulary.special_ids:
-            work.eos_ids = (*work.eos_ids, first)
-        else:
+            token = end_of_turn_id(self.template, work.prompts.written)
+        if token is not None:
+            work.eos_ids = (*work.eos_ids, token)
+        elif end:
             work.stops = (*work.stops, end)
             work.token_texts = work.token_texts or work.prompts.token_texts()
 

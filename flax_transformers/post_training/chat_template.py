@@ -213,6 +213,14 @@ def template_of(tokenizer: Tokenizer, path: str | os.PathLike[str] | None = None
     return found
 
 
+def end_of_turn_id(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
+    """The special token that ends an answer; None if the template ends it otherwise. Raises
+    `TemplateError`."""
+    end = template.end_of_turn()
+    first = int(tokenizer.encode_prompt(end)[0]) if end else None
+    return first if first in tokenizer.vocabulary.special_ids else None
+
+
 def template_in(path: str | os.PathLike[str]) -> str:
     """The text of a template's file. Raises UserError if it cannot be read."""
     try:

@@ -15,6 +15,7 @@ from flax_transformers.post_training.chat_template import (
     CHATML,
     ChatTemplate,
     TemplateError,
+    end_of_turn_id,
     template_of,
 )
 
@@ -113,6 +114,14 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer():
     text = ChatTemplate().render(MESSAGES[:1], answer_next=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert ChatTemplate().end_of_turn() == "<|im_end|>"
+
+
+def test_the_end_of_a_turn_may_be_a_special_token():
+    ends = ChatTemplate("{% for one in messages %}{{ one.content }}{{ eos_token }}{% endfor %}",
+                        (("eos_token", "</s>"),))  # fmt: skip
+    assert end_of_turn_id(ends, ByteTokenizer()) == 1
+    assert end_of_turn_id(ChatTemplate(), ByteTokenizer()) is None
+    assert end_of_turn_id(ChatTemplate("{{ messages[-1].content }}"), ByteTokenizer()) is None
 
 
 @pytest.mark.parametrize(

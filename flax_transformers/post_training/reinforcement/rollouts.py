@@ -51,6 +51,12 @@ from flax_transformers.parallel.rules import (
     replicated,
 )
 from flax_transformers.parallel.watchdog import watchdog
+from flax_transformers.post_training.chat_template import (
+    TemplateError,
+    end_of_turn_id,
+    template_in_files,
+    template_of,
+)
 from flax_transformers.post_training.reinforcement.policy import (
     STATISTICS,
     PolicyObjective,
@@ -150,7 +156,7 @@ class Sampler:
         self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
         self._rows, self._length = rows, prompt_length
         own = settings_of(model).eos_ids or getattr(model.config, "eos_ids", ())
-        self._ends = sorted({end_id(vocabulary), *own})
+        self._ends = sorted({end_id(vocabulary), *own, *_ends_of_turns(tokenizer)})
         self._pad = vocabulary.pad_id
         endings = Endings.of(self._ends, self._pad)
         self._limits = TextLimits(endings, jnp.int32(completion_length))
@@ -195,6 +201,19 @@ class Sampler:
         with nn.logical_axis_rules(RULES):
             tokens = generate(self._model, params, request, sampling, NO_SETTINGS, None)
         return np.asarray(tokens)
+
+
+def _ends_of_turns(tokenizer: Tokenizer) -> list[int]:
+    """The special token that ends an answer in the chat template of a tokenizer, if there is one,
+    as in `chat`. A warning says where a template does not tell it."""
+    if template_in_files(tokenizer) is None:
+        return []
+    try:
+        token = end_of_turn_id(template_of(tokenizer), tokenizer)
+    except (TemplateError, UserError) as error:  # prompts may do without it
+        log.warning("completions do not end at the end of a turn: %s", error)
+        return []
+    return [] if token is None else [token]
 
 
 class RewardScorer:

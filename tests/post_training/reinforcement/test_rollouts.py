@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,7 +20,12 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.post_training.chat_template import template_of
 from flax_transformers.post_training.problems import Problems
-from flax_transformers.post_training.reinforcement.rollouts import batch_source, prompt_of
+from flax_transformers.post_training.reinforcement.rollouts import (
+    Prompt,
+    Sampler,
+    batch_source,
+    prompt_of,
+)
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training import loop
 from flax_transformers.training.config import Evaluation, Phase
@@ -252,6 +258,41 @@ def test_a_prompt_that_a_chat_template_rendered_is_read_as_chat_reads_it(tmp_pat
     assert prompt.text == rendered and rendered.endswith("\n\n")
     assert prompt.ids.tolist() == tokenizer.encode_prompt(rendered).tolist()
     assert prompt.ids.tolist().count(tokenizer.vocabulary.bos_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "length"),
+    [
+        (LLAMA3_TEMPLATE, 2),
+        (None, 4),
+        ("{{ raise_exception('tools alone') }}", 4),
+        ("{% if", 4),
+        ("{{ messages[-1].content }}", 4),
+    ],
+)
+def test_completions_end_where_the_chat_template_ends_an_answer(template, length, tmp_path, caplog):
+    """Of a base model the end of a turn is not the end token."""
+    files = llama3()
+    if template is not None:
+        files["tokenizer_config.json"]["chat_template"] = template
+    write(tmp_path / "llama3", files)
+    tokenizer = load_tokenizer(tmp_path / "llama3")
+    (end_of_turn,) = tokenizer.encode_prompt("<|eot_id|>")
+    assert end_of_turn != tokenizer.vocabulary.eos_id
+    sampled = [[5, end_of_turn, 6, tokenizer.vocabulary.eos_id]]
+
+    class Sampled(Sampler):
+        def _tokens(self, *_):
+            return np.array(sampled)
+
+    sampler = Sampled(
+        build_model(config_for().model), None, tokenizer, tokenizer.vocabulary,
+        rows=1, prompt_length=4, completion_length=4,
+    )  # fmt: skip
+    found = sampler(None, [Prompt(np.array([1]), "a", {})], None, jax.random.key(0))
+    assert found.ids[0].tolist() == sampled[0][:length] and found.ended.all()
+    fails = template is not None and ("raise" in template or template == "{% if")
+    assert ("do not end at the end of a turn" in caplog.text) == fails
 
 
 def test_a_prompt_that_is_too_long_is_reported(tmp_path):
