@@ -160,6 +160,19 @@ class ChatTemplate:
         header = before[len(plain) :] if before.startswith(plain) else ""
         return start + common_prefix(header, text[start : start + size]), start + size
 
+    def answered(self, prompt: str, answer: str) -> str | None:
+        """The text of a conversation of which ``prompt`` is the text before ``answer``, whitespace
+        at its end aside; None if it does not end as the beginning of an answer. Raises
+        `TemplateError`."""
+        question = "A question."
+        messages = [{"role": "user", "content": question}]
+        header = self.render(messages, answer_next=True).partition(question)[2].rstrip()
+        if not header or not prompt.rstrip().endswith(header):
+            return None
+        messages.append({"role": "assistant", "content": answer})
+        rest = self.render(messages).partition(question)[2]
+        return prompt.rstrip().removesuffix(header) + rest
+
     @property
     def marks_turns(self) -> bool:
         """Whether it says by its tags what an assistant wrote."""

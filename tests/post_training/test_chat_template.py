@@ -116,6 +116,17 @@ def test_a_prompt_ends_with_the_beginning_of_an_answer():
     assert ChatTemplate().end_of_turn() == "<|im_end|>"
 
 
+@pytest.mark.parametrize("source", [CHATML, MISTRAL, PLAIN])
+def test_an_answer_to_a_rendered_prompt_is_what_the_template_renders(source):
+    template, messages = ChatTemplate(source), MESSAGES[:3]
+    prompt = template.render(messages, answer_next=True)
+    whole = template.render([*messages, {"role": "assistant", "content": "So long"}])
+    for text in (prompt, prompt.rstrip()):
+        assert template.answered(text, "So long") == whole
+    assert template.answered("Hi", "So long") is None
+    assert template.answered(template.render(messages[:2]), "So long") is None
+
+
 def test_the_end_of_a_turn_may_be_a_special_token():
     ends = ChatTemplate("{% for one in messages %}{{ one.content }}{{ eos_token }}{% endfor %}",
                         (("eos_token", "</s>"),))  # fmt: skip

@@ -47,8 +47,10 @@ class ModelReward(Reward):
     classifier with one label."""
     messages: bool | None = None
     """Whether the reward model was trained on messages: prompt and completion are then the turns of
-    a user and an assistant in the chat template beside its tokenizer. Otherwise they are one text
-    between its start and end tokens. Needed if there is a template, which does not say which."""
+    a user and an assistant in the chat template beside its tokenizer; a prompt that this template
+    has rendered, up to the beginning of an answer, is not rendered again. Otherwise they are one
+    text between its start and end tokens. Needed if there is a template, which does not say
+    which."""
     batch_size: int = 64
     """Completions that are scored at once."""
     time_limit_s: float = 600.0
@@ -113,16 +115,10 @@ class _Model:
         return found
 
     def _ids(self, prompt: str, completion: str) -> list[int]:
-        turns: tuple[Turns, Turns] = (prompt, completion)
-        if self._template is not None:
-            question: Message = {"role": "user", "content": prompt}
-            turns = (question,), ({"role": "assistant", "content": completion},)
-        document = Conversation((), prompt=turns[0], completions=turns[1:])
         try:
-            (found,), _ = encode(document, self._template or ChatTemplate(), self._tokenizer)
+            ids = self._encoded(prompt, completion)
         except TemplateError as error:
             raise UserError(f"the reward model cannot read a completion: {error}") from error
-        ids: list[int] = found.tolist()
         assert isinstance(self._config, TextConfig)
         limit = self._config.length_limit
         if limit is not None and len(ids) > limit:
@@ -130,6 +126,20 @@ class _Model:
                 f"a completion with its prompt has {len(ids)} tokens, but the reward model takes "
                 f"{limit}; shorten completions, or use another reward model"
             )
+        return ids
+
+    def _encoded(self, prompt: str, completion: str) -> list[int]:
+        """Raises `TemplateError`."""
+        turns: tuple[Turns, Turns] = (prompt, completion)
+        if self._template is not None:
+            if (text := self._template.answered(prompt, completion)) is not None:
+                rendered: list[int] = self._tokenizer.encode_prompt(text).tolist()
+                return rendered
+            question: Message = {"role": "user", "content": prompt}
+            turns = (question,), ({"role": "assistant", "content": completion},)
+        document = Conversation((), prompt=turns[0], completions=turns[1:])
+        (found,), _ = encode(document, self._template or ChatTemplate(), self._tokenizer)
+        ids: list[int] = found.tolist()
         return ids
 
     def _scores(self, ids: Sequence[Sequence[int]]) -> list[float]:

@@ -72,6 +72,16 @@ def test_messages_are_scored_in_the_form_they_were_trained_in(of_messages):
     np.testing.assert_allclose(found, logits[0, 0], rtol=1e-4)
 
 
+def test_a_prompt_that_the_template_has_rendered_is_not_rendered_again(of_messages):
+    mesh = ft.make_mesh(devices=jax.devices()[:1])
+    scorer = ModelReward(path=str(of_messages[0]), messages=True).scorer(mesh)
+    asked = [{"role": "user", "content": "2+2="}]
+    rendered = ChatTemplate().render(asked, answer_next=True)
+    prompts = ["2+2=", rendered, rendered.strip()]
+    found = scorer(prompts, ["4"] * 3, [{}] * 3)
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_template_leaves_open_what_a_reward_model_was_trained_on(of_messages):
     path = str(of_messages[0])
     mesh = ft.make_mesh(devices=jax.devices()[:1])
