@@ -32,6 +32,10 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.post_training.chat_data import ChatData
+from flax_transformers.post_training.conversations import ConversationSource
+from flax_transformers.post_training.reinforcement.model_reward import ModelReward
+from flax_transformers.post_training.reward_model import RewardModel
 from flax_transformers.runtime import stored_model, with_label_names
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
@@ -534,3 +538,37 @@ def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("images/2.png\nimages/9.png\n")
     assert main(["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "list.txt")]) == 2
     assert "there is no image" in capsys.readouterr().err
+
+
+def test_rewards_are_those_that_model_rewards_give(tmp_path, capsys):
+    turns = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+    pair = {"prompt": "2+2=", "chosen": "4", "rejected": "five"}
+    source = ConversationSource(str(write_rows(tmp_path / "pairs.jsonl", [pair, pair])))
+    data = ChatData(
+        source=source, validation_fraction=0.0, tokenizer=TokenizerConfig("bytes"),
+        store=str(tmp_path / "store"), shards=1, prepare_processes=1,
+    )  # fmt: skip
+    model, params = drawn_model(
+        "LlamaForSequenceClassification", vocab_size=262, max_positions=160, num_labels=1,
+        pad_id=0, bos_id=None, eos_ids=(1,),
+    )  # fmt: skip
+    config = tiny_config(
+        "", "", sequence_length=48, model=model.config, data=data, objective=RewardModel()
+    )
+    run = save_step(tmp_path, config, prepare(data), params)
+    mesh = ft.make_mesh(devices=jax.devices()[:1])
+    of_texts, of_messages = (
+        ModelReward(path=str(run), messages=messages).scorer(mesh)(["2+2="], ["4"], [{}])[0]
+        for messages in (False, True)
+    )
+    rows = [{"text": "2+2=4"}, {"messages": turns}, {"prompt": "2+2=", "completion": "4"}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    found = [line["value"] for line in predict(capsys, run, "--input", file)]
+    expected = [of_texts, of_messages, of_texts]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert abs(of_texts - of_messages) > 0.01
+    (tmp_path / "rows.txt").write_text("2+2=4\n")
+    lines = predict(capsys, run, "--input", tmp_path / "rows.txt")
+    assert lines == [{"value": found[0]}]
+    assert main(["predict", str(run), "--input", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "pairs.jsonl:1 has 2 answers, of which one is scored" in capsys.readouterr().err

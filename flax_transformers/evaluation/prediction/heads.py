@@ -21,6 +21,11 @@ from flax_transformers.data.sources.labelled import ChoiceSource
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.features.embedding import TextEmbedding, encoder_of
+from flax_transformers.evaluation.prediction.answers import (
+    AnsweredRows,
+    AnswerRewards,
+    answered_examples,
+)
 from flax_transformers.evaluation.prediction.examples import (
     TextRows,
     labelled_examples,
@@ -49,6 +54,7 @@ from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.rows import bert_frame
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.objectives.token_classification import TokenClassification
+from flax_transformers.post_training.reward_model import RewardModel
 
 log = logging.getLogger(__name__)
 _WINDOW_LENGTH = 384
@@ -138,7 +144,7 @@ class Head:
         """The head of a model that was not trained here; ``objective``: the type."""
         return cls(objective(framing=config.framing))
 
-    def inputs(self, file: RowFile) -> Inputs:
+    def inputs(self, file: RowFile) -> Inputs | AnsweredRows:
         """How the rows of a file are read."""
         return file.texts()
 
@@ -198,6 +204,26 @@ class Labels(Head):
             probabilities = zip(names, map(six_digits, shares), strict=True)
             lines.append(line | {"probabilities": dict(probabilities)})
         return lines
+
+
+class Rewards(Head):
+    """The number that a reward model gives to an answered conversation."""
+
+    def inputs(self, file: RowFile) -> AnsweredRows:
+        file.single_texts()  # there is no second field
+        return AnsweredRows(file.path, file.text_field)
+
+    def length(self, positions: int, trained: int | None) -> int:
+        return positions
+
+    def fitted(self, rows: Sequence[InputRow], length: int) -> Self:
+        return replace(self, objective=AnswerRewards())  # the run's compares several answers
+
+    def examples(self, texts: TextRows, length: int) -> Examples:
+        return answered_examples(texts, length)
+
+    def lines(self, predicted: Predicted) -> list[Line]:
+        return [{"value": six_digits(row["predicted"][0, 0])} for row in predicted.found]
 
 
 class Tags(Head):
@@ -367,6 +393,7 @@ HEADS: dict[Any, type[Head]] = {
     MultipleChoice: Choices,
     SequenceClassification: Labels,
     ImageClassification: Labels,
+    RewardModel: Rewards,
 }
 
 
