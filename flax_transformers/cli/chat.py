@@ -94,7 +94,7 @@ class Arena:
     other: Positional[Annotated[str, option("OTHER", "The model to compare with.")]]
     prompts: Annotated[str, option("FILE")]
     """A text file with a question in each line, or a .jsonl file of conversations, whose last
-    answer is left out."""
+    answer is left out, or of questions in a field "prompt"."""
     judge: Annotated[str | None, option("MODEL")] = None
     """A reward model that votes."""
     output: Annotated[str | None, option("FILE")] = None
@@ -354,7 +354,7 @@ def _conversations(file: str) -> list[Asked]:
         try:
             record = json.loads(line)
             json.dumps(record, ensure_ascii=False).encode()  # raises for lone surrogates
-            one = conversation(record, f"{file}:{place}")
+            one = conversation(_with_answer(record), f"{file}:{place}")
         except (ValueError, RecursionError, Invalid) as error:
             raise UserError(f"{file}:{place} is no conversation ({error}); correct it") from error
         turns = one.prompt or one.completions[0]
@@ -366,6 +366,15 @@ def _conversations(file: str) -> list[Asked]:
             raise UserError(f"{file}:{place} has no message to answer; leave it out")
         found.append(Asked(messages, one.tools))
     return found
+
+
+def _with_answer(record: Any) -> Any:
+    """A prompt alone, as ``generate --prompts`` reads it, with an answer to leave out."""
+    if isinstance(record, str):
+        record = {"prompt": record}
+    if isinstance(record, dict) and "prompt" in record and record.get("completion") is None:
+        return {**record, "completion": [{"role": "assistant", "content": ""}]}
+    return record
 
 
 def _votes(

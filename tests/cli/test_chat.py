@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.chat import ChatModel
+from flax_transformers.cli.chat import ChatModel, _conversations
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training.chat_template import ChatTemplate
@@ -116,6 +116,8 @@ def test_equal_wins_are_no_difference_and_more_votes_narrow_the_interval():
         ('{"text": "a"}', "prompts.jsonl:1 is no conversation"),
         ("{", "prompts.jsonl:1 is no conversation"),
         ("[1]", "prompts.jsonl:1 is no conversation"),
+        ('{"prompt": 3}', "prompts.jsonl:1 is no conversation"),
+        ('{"prompt": ""}', "has no message to answer"),
         ('{"instruction": 5}', "prompts.jsonl:1 is no conversation"),
         ('{"instruction": "\\ud800"}', "prompts.jsonl:1 is no conversation"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "has no message to answer"),
@@ -126,6 +128,24 @@ def test_a_file_of_prompts_with_a_mistake_is_named(rows, problem, folders, capsy
     options = ["--prompts", str(tmp_path / "prompts.jsonl")]
     assert main(["arena", folders["one"], folders["other"], *options]) == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "Hi", "answer": 1}, [("user", "Hi")]),
+        ("Hi", [("user", "Hi")]),
+        ({"prompt": "Hi", "system": "Be brief."}, [("system", "Be brief."), ("user", "Hi")]),
+        ({"prompt": [{"role": "user", "content": "Hi"}]}, [("user", "Hi")]),
+        ({"prompt": "Hi", "completion": "Yes?"}, [("user", "Hi")]),
+        ({"prompt": "Hi", "chosen": "Yes?", "rejected": "No"}, [("user", "Hi")]),
+        ({"instruction": "Hi", "output": "Yes?"}, [("user", "Hi")]),
+    ],
+)
+def test_prompts_may_be_those_of_generate(row, messages, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+    (asked,) = _conversations(str(tmp_path / "prompts.jsonl"))
+    assert [(one["role"], one["content"]) for one in asked.messages] == messages
 
 
 @pytest.mark.parametrize(
