@@ -32,7 +32,8 @@ from flax_transformers.data.store.tokenizer import at_hand, load
 from flax_transformers.data.tokenizers.facts import TEMPLATE_FILE
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import WindowSpec
+from flax_transformers.generation.prompts import with_frame
+from flax_transformers.objectives.base import Frame, WindowSpec
 from flax_transformers.post_training.chat_template import (
     ChatTemplate,
     TemplateError,
@@ -196,9 +197,9 @@ def encode(
 def _of_texts(document: Conversation, tokenizer: Tokenizer) -> tuple[list[np.ndarray], int]:
     """The ids of the prompt with each completion, and the first token that is learned."""
     vocabulary = tokenizer.vocabulary
-    frame = [] if vocabulary.frame is None else [*vocabulary.frame.before]
+    frame = Frame() if vocabulary.frame is None else Frame(vocabulary.frame.before)
     prompt, *sequences = (
-        [*frame, *tokenizer.encode_prompt(f"{document.prompt or ''}{answer}").tolist()]
+        with_frame(frame, tokenizer.encode_prompt(f"{document.prompt or ''}{answer}").tolist())
         for answer in ("", *document.completions)
     )
     for ids in sequences:

@@ -96,7 +96,9 @@ class ConversationSource(Source):
 
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".parquet")
     label_kind: ClassVar[LabelKind] = "spans"
-    store_version: ClassVar[int] = 2  # 1: parts of a user's turn were learned with some templates
+    store_version: ClassVar[int] = 3
+    # 1: parts of a user's turn were learned with some templates
+    # 2: plain texts that name the start token got a second one
 
     def __post_init__(self) -> None:
         super().__post_init__()

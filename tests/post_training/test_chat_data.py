@@ -15,9 +15,13 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokeniz
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.rows import end_id
-from flax_transformers.post_training.chat_data import ChatData, ConversationSpec
-from flax_transformers.post_training.chat_template import template_of
-from flax_transformers.post_training.conversations import ConversationSource, embedded_rows
+from flax_transformers.post_training.chat_data import ChatData, ConversationSpec, encode
+from flax_transformers.post_training.chat_template import ChatTemplate, template_of
+from flax_transformers.post_training.conversations import (
+    ConversationSource,
+    conversation,
+    embedded_rows,
+)
 from flax_transformers.post_training.preference import DirectPreference
 from flax_transformers.post_training.problems import Problems
 from flax_transformers.post_training.reward_model import RewardModel
@@ -25,6 +29,7 @@ from flax_transformers.post_training.supervised import (
     SupervisedEncoderDecoder,
     SupervisedFineTuning,
 )
+from tests.golden.tokenizer_layouts import llama3, write
 from tests.objectives.test_streams import BATCH, batches, joined, over_hosts
 
 RNG = np.random.default_rng(0)
@@ -222,6 +227,17 @@ def test_plain_texts_have_no_template_and_end(tmp_path):
     (row,) = rows_of(store, SupervisedFineTuning(), 8)
     assert text(store, row["input_ids"]) == "abcd" and learned_of(store, row) == "cd"
     assert row["label_weights"].sum() == 3
+
+
+def test_plain_texts_begin_with_one_start_token_also_if_they_name_it(tmp_path):
+    write(tmp_path / "llama3", llama3())
+    tokenizer = load_tokenizer(tmp_path / "llama3")
+    ids = []
+    for start in ("", "<|begin_of_text|>"):
+        row = {"prompt": f"{start}All human", "completion": " beings"}
+        (found,), spans = encode(conversation(row), ChatTemplate(), tokenizer)
+        ids.append((found.tolist(), spans))
+    assert ids[0] == ids[1] and ids[0][0].count(tokenizer.vocabulary.bos_id) == 1
 
 
 def test_the_template_is_saved_with_the_tokenizer(tmp_path):
