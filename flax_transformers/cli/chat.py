@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional
 
 from flax_transformers.cli.generate import Generate
-from flax_transformers.cli.parsing import Model, number, option, override
+from flax_transformers.cli.parsing import Flag, Model, number, option, override
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, check_text, integers, numbers
@@ -97,6 +97,9 @@ class Arena:
     answer is left out, or of questions in a field "prompt"."""
     judge: Annotated[str | None, option("MODEL")] = None
     """A reward model that votes."""
+    judge_texts: Flag = False
+    """The reward model was trained on plain texts: it reads a question and its answer as one text,
+    without a chat template."""
     output: Annotated[str | None, option("FILE")] = None
     """Where prompts, answers and votes are written, as JSON lines."""
     template: Template = None
@@ -151,6 +154,8 @@ class Arena:
 
         with _opened(self.output, "a"):
             pass
+        if self.judge_texts:
+            self._check_texts(conversations)
         if self.judge is not None:
             check_judge(build_model(describe_pretrained(find_pretrained(self.judge))))
             template_of(load_tokenizer(self.judge), self.template)
@@ -159,6 +164,17 @@ class Arena:
             chat_model.check(overrides)
             for asked in conversations:
                 chat_model.encoded(asked.messages, asked.tools)
+
+    def _check_texts(self, conversations: Sequence[Asked]) -> None:
+        if self.judge is None:
+            raise UserError("--judge-texts says how --judge reads answers; give both, or neither")
+        for place, asked in enumerate(conversations, 1):
+            roles = [one["role"] for one in asked.messages]
+            if roles != ["user"] or not isinstance(asked.messages[0]["content"], str):
+                raise UserError(
+                    f"conversation {place} of {self.prompts} has the messages {', '.join(roles)}, "
+                    "but with --judge-texts each is one question in text; leave it out"
+                )
 
     def _chat_model(self, model: str) -> ChatModel:
         return ChatModel(
@@ -177,19 +193,19 @@ class Arena:
         self, judge: str, conversations: Sequence[Asked], answers: Sequence[list[str]]
     ) -> list[float]:
         from flax_transformers.post_training.chat_template import template_of
-        from flax_transformers.post_training.judge import judged_rewards, rendered, votes_by
+        from flax_transformers.post_training.judge import judged_ids, judged_rewards, votes_by
         from flax_transformers.pretrained import load_pretrained, load_tokenizer
 
         model, params = load_pretrained(judge)
         tokenizer = load_tokenizer(judge)
-        template = template_of(tokenizer, self.template)
+        template = None if self.judge_texts else template_of(tokenizer, self.template)
         scores = []
         for of_model in answers:
-            texts = [
-                rendered(template, asked.answered(text), asked.tools)
+            encoded = [
+                judged_ids(template, tokenizer, asked.answered(text), asked.tools)
                 for asked, text in zip(conversations, of_model, strict=True)
             ]
-            scores.append(judged_rewards(model, params, tokenizer, texts, self.batch_size))
+            scores.append(judged_rewards(model, params, tokenizer, encoded, self.batch_size))
         return votes_by(scores)
 
 

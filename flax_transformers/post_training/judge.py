@@ -12,7 +12,9 @@ import numpy as np
 from flax_transformers.data.tokenizers.kinds import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.generation.prompts import rows_of
+from flax_transformers.post_training.chat_data import encode
 from flax_transformers.post_training.chat_template import ChatTemplate, Message, TemplateError
+from flax_transformers.post_training.conversations import Conversation
 
 _SAMPLES = 1000  # of the bootstrap
 _INTERVAL = (2.5, 97.5)
@@ -28,31 +30,46 @@ def check_judge(model: Any) -> None:
         )
 
 
-def rendered(template: ChatTemplate, messages: Sequence[Message], tools: Any = None) -> str:
-    """The text of an answered conversation. Raises UserError if the template refuses it."""
+def judged_ids(
+    template: ChatTemplate | None,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Any = None,
+) -> list[int]:
+    """The ids of an answered conversation; without a template, of a question and its answer as one
+    plain text, as `RewardModel` is trained on it. Raises UserError if the template refuses it."""
+    if template is None:
+        question, answer = (one["content"] for one in messages)
+        document = Conversation((), prompt=question, completions=(answer,))
+        (found,), _ = encode(document, ChatTemplate(), tokenizer)
+        return list(map(int, found))
     try:
-        return template.render(messages, tools)
+        text = template.render(messages, tools)
     except TemplateError as error:
         raise UserError(f"the judge cannot read an answer: {error}") from error
+    return list(map(int, tokenizer.encode_prompt(text)))
 
 
 def judged_rewards(
-    model: Any, params: Any, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 16
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    encoded: Sequence[Sequence[int]],
+    batch_size: int = 16,
 ) -> np.ndarray:
-    """The reward of each text, float32 [n], by a sequence classifier of one label.
+    """The reward of each answer, float32 [n], by a sequence classifier of one label.
 
-    Raises UserError for another model, and for a text that is too long for it.
+    ``encoded``: the `judged_ids` of each. Raises UserError for another model, and for one that is
+    too long for it.
     """
     check_judge(model)
     limit = model.config.length_limit
-    encoded = []
-    for text in texts:
-        encoded.append(tokenizer.encode_prompt(text).tolist())
-        if limit is not None and len(encoded[-1]) > limit:
-            raise UserError(
-                f"an answer with its prompt has {len(encoded[-1])} tokens, but the judge takes "
-                f"{limit}; set --max-new-tokens lower"
-            )
+    longest = max(map(len, encoded))
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"an answer with its prompt has {longest} tokens, but the judge takes {limit}; set "
+            "--max-new-tokens lower"
+        )
 
     @jax.jit
     def logits(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -61,7 +78,7 @@ def judged_rewards(
 
     found = []
     for first in range(0, len(encoded), batch_size):
-        some = encoded[first : first + batch_size]
+        some = list(encoded[first : first + batch_size])
         filled = some + [some[-1]] * (batch_size - len(some))
         ids, mask = rows_of(filled, tokenizer.vocabulary.pad_id, padded="right")
         ids, mask = ids[:, :limit], mask[:, :limit]  # of a power of two, which can be longer

@@ -14,7 +14,10 @@ import flax_transformers as ft
 from flax_transformers.cli.chat import ChatModel, _conversations
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.post_training import judge
+from flax_transformers.post_training.chat_data import encode
 from flax_transformers.post_training.chat_template import ChatTemplate
+from flax_transformers.post_training.conversations import conversation
 from flax_transformers.post_training.judge import elo_difference, judged_rewards
 from tests.huggingface.tensors import drawn_model
 
@@ -82,6 +85,24 @@ def test_a_reward_model_votes(folders, capsys, monkeypatch, tmp_path):
         assert vote["first_is_better"] == (rewards[0] > rewards[1])
     wins = sum(vote["first_is_better"] for vote in votes)
     assert f"one: {wins:.0f} wins" in text and "Elo of the first above the second" in text
+
+
+@pytest.mark.slow
+def test_a_judge_of_plain_texts_reads_no_template(folders, capsys, monkeypatch, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "votes.jsonl"
+    prompts.write_text("Hi\n")
+    options = ["--prompts", str(prompts), "--judge", folders["judge"], "--judge-texts"]
+    options += ["--output", str(output)]
+    read = []
+    monkeypatch.setattr(ChatModel, "load", lambda *_: None)
+    monkeypatch.setattr(ChatModel, "answers", lambda *_: ["A"])
+    monkeypatch.setattr(judge, "judged_rewards", lambda *given: read.append(given[3]) or np.ones(1))
+    assert "1 ties" in said(
+        capsys, monkeypatch, "arena", folders["one"], folders["other"], *options, *SHORT
+    )
+    document = conversation({"prompt": "Hi", "completion": "A"})
+    (expected,), _ = encode(document, ChatTemplate(), ft.load_tokenizer(folders["judge"]))
+    assert read == [[expected.tolist()]] * 2 and expected[-1] == 1
 
 
 @pytest.mark.slow
@@ -153,6 +174,11 @@ def test_prompts_may_be_those_of_generate(row, messages, tmp_path):
     [
         (["--judge", "{one}"], "the judge is no reward model"),
         (["--judge", "{tmp}/missing"], "there is no directory"),
+        (["--judge-texts"], "give both, or neither"),
+        (
+            ["--judge", "{judge}", "--judge-texts", "--prompts", "{tmp}/system.jsonl"],
+            "conversation 1 of .*system.jsonl has the messages system, user, but",
+        ),
         (["--output", "{tmp}/missing/votes.jsonl"], "votes.jsonl cannot be written"),
         (["--template", "{tmp}/refuses.jinja"], "fails: no; change the messages, or give another"),
     ],
@@ -162,11 +188,12 @@ def test_mistakes_are_said_before_a_model_answers(
 ):
     monkeypatch.setattr(ChatModel, "answers", lambda *_: pytest.fail("a model answers"))
     (tmp_path / "prompts.txt").write_text("Hi\n")
+    (tmp_path / "system.jsonl").write_text('{"system": "Be brief.", "prompt": "Hi"}')
     (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
     option = [one.format(tmp=tmp_path, **folders) for one in option]
     prompts = ["--prompts", str(tmp_path / "prompts.txt")]
     assert main(["arena", folders["one"], folders["other"], *prompts, *option, *SHORT]) == 2
-    assert problem in capsys.readouterr().err
+    assert problem.replace(".*", f"{tmp_path}/") in capsys.readouterr().err
 
 
 def test_votes_before_an_interrupt_are_kept(folders, monkeypatch, tmp_path):
@@ -248,7 +275,8 @@ def test_a_judge_reads_texts_up_to_its_last_position():
     model, params = drawn_model(
         "GPT2ForSequenceClassification", vocab_size=262, max_positions=90, num_labels=1, pad_id=0
     )
-    rewards = judged_rewards(model, params, ByteTokenizer(), ["a" * 80, "b" * 70], 2)
+    texts = (ByteTokenizer().encode_prompt(text).tolist() for text in ("a" * 80, "b" * 70))
+    rewards = judged_rewards(model, params, ByteTokenizer(), list(texts), 2)
     assert np.isfinite(rewards).all() and rewards[0] != rewards[1]
 
 
