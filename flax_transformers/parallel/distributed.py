@@ -121,8 +121,7 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
         watchdog.listen()
     watchdog.join(_KeyValueStore())
     sys.excepthook = _exit_at_once
-    # The last is called first, and before JAX's own exit function, which closes connections before
-    # it waits for the others.
+    # Called in reverse order, and before JAX's own exit function, which first closes connections.
     atexit.register(watchdog.leave)
     atexit.register(jax.distributed.shutdown)
 
