@@ -109,10 +109,11 @@ class Tokenizer:
     ) -> dict[str, np.ndarray]:
         """``input_ids`` and ``attention_mask``, int32 [B, T], of texts with their frame.
 
-        A text whose ids with the frame are more than ``max_length`` is cut at its end. T is the
-        longest text's length, at least ``pad_to``; shorter ones are padded at their end. A single
-        text is a batch of one. Raises UserError for no text, and for a ``max_length`` that leaves
-        no token between the special tokens.
+        Names of special tokens in a text, such as "[MASK]", are read as these tokens. A text whose
+        ids with the frame are more than ``max_length`` is cut at its end. T is the longest text's
+        length, at least ``pad_to``; shorter ones are padded at their end. A single text is a batch
+        of one. Raises UserError for no text, and for a ``max_length`` that leaves no token between
+        the special tokens.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -124,7 +125,8 @@ class Tokenizer:
                 f"max_length is {max_length}, but the special tokens around a text are "
                 f"{len(before) + len(after)}; set it higher"
             )
-        rows = [[*before, *ids[:limit], *after] for ids in self.encode_batch(texts)]
+        encoded = map(self.encode_prompt, texts)
+        rows = [[*before, *ids[:limit], *after] for ids in encoded]
         length = max(pad_to, *map(len, rows))
         input_ids = np.full((len(rows), length), self.vocabulary.pad_id, np.int32)
         attention_mask = np.zeros((len(rows), length), np.int32)

@@ -227,3 +227,11 @@ def test_a_side_file_that_cannot_be_read_is_named(root, tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"added_tokens\.json|tokenizer_config\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_called_tokenizer_reads_special_tokens_as_a_prompt(root):
+    for tokenizer in (load_tokenizer(root / "bert_cased"), ByteTokenizer()):
+        ids = tokenizer(["the [MASK] dog", "a"])["input_ids"][0].tolist()
+        frame, inner = tokenizer.frame, tokenizer.encode_prompt("the [MASK] dog")
+        assert ids == [*frame.before, *inner, *frame.after]
+        assert ids.count(tokenizer.vocabulary.mask_id) == 1
