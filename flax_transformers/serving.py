@@ -79,7 +79,8 @@ def export_program(
         "inputs": {name: _described(array) for name, array in inputs.items()},
         "outputs": {name: _described(array) for name, array in outputs.items()},
     }
-    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
+    # safetensors writes the buffer of an array as it is, in whatever order.
+    flat = {"/".join(p): np.asarray(x, order="C") for p, x in flatten_dict(dict(params)).items()}
     with appearing(Path(os.path.abspath(Path(directory).expanduser()))) as folder:
         (folder / _PROGRAM).write_bytes(program)
         safetensors.numpy.save_file(flat, folder / _PARAMETERS)

@@ -85,6 +85,14 @@ def test_outputs_are_those_of_the_model_for_batches_of_any_size(architecture, tm
             assert relative_difference(value, getattr(expected, name)) < 1e-5
 
 
+def test_parameters_in_fortran_order_are_those_that_are_loaded(tmp_path):
+    model, params = drawn_model(ARCHITECTURES[0])
+    transposed = jax.tree.map(np.asfortranarray, params)
+    ft.export_program(tmp_path / "out", model, transposed, sequence_length=LENGTH)
+    loaded = ft.load_program(tmp_path / "out").params
+    jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
+
+
 def test_a_program_runs_without_the_modules(exported):
     model, params, folder = exported
     inputs = drawn(model, 2)
