@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,16 @@ def export_program(
     ``token_type_ids`` of that length for a model of several token types (BERT), and
     ``decoder_input_ids`` for an encoder-decoder, unless it labels its input, which its decoder then
     reads; or float32 ``pixel_values`` [B, C, H, W] of the model's size, with ``noise`` [B, patches]
-    in MAE. ``platforms``: "cpu", "cuda", "rocm" and "tpu".
+    in MAE. ``platforms``: "cpu", "cuda", "rocm" and "tpu". For others than that of the default
+    device, attention is the kernel "xla", which runs on all of them.
 
     Raises UserError for a length that the model does not take, a platform that JAX does not know,
     if flatbuffers is not installed, and if the directory holds files.
     """
     inputs = _inputs(model, sequence_length)
+    if tuple(platforms) != (_platform(),):  # the kernel of this platform may run nowhere else
+        compute: Any = model.compute
+        model = model.clone(compute=replace(compute, attention="xla"))
     (batch,) = export.symbolic_shape("batch")
     abstract = {
         name: jax.ShapeDtypeStruct((batch, *array.shape[1:]), array.dtype)
@@ -127,7 +131,7 @@ def load_program(directory: str | os.PathLike[str]) -> Program:
     signature = read_json(folder / _SIGNATURE)
     for name in (_PROGRAM, _PARAMETERS):
         require_file(folder / name)
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    platform = _platform()
     if platform not in signature.get("platforms", ()):
         raise UserError(
             f"{folder} was exported for {', '.join(signature.get('platforms', ())) or 'nothing'}, "
@@ -140,6 +144,11 @@ def load_program(directory: str | os.PathLike[str]) -> Program:
         raise UserError(f"{folder} is damaged ({error!s:.200}); export the model again") from error
     params = unflatten_dict({tuple(name.split("/")): jnp.asarray(flat[name]) for name in flat})
     return Program(signature, exported, params)
+
+
+def _platform() -> str:
+    """The platform of the default device, as ``jax.export`` names it."""
+    return {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
 
 
 def _inputs(model: Any, sequence_length: int | None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -91,6 +92,15 @@ def test_parameters_in_fortran_order_are_those_that_are_loaded(tmp_path):
     ft.export_program(tmp_path / "out", model, transposed, sequence_length=LENGTH)
     loaded = ft.load_program(tmp_path / "out").params
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
+
+
+@pytest.mark.slow
+def test_a_program_for_several_platforms_has_no_kernel_of_one_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("flax_transformers.models.kernels.splash.on_cpu", lambda: False)
+    model, params = drawn_model("BertModel", max_positions=128)
+    on_tpu = model.clone(compute=dataclasses.replace(model.compute, attention="splash or xla"))
+    ft.export_program(tmp_path / "out", on_tpu, params, sequence_length=128)
+    assert ft.load_program(tmp_path / "out").signature["platforms"] == ["cpu", "cuda", "tpu"]
 
 
 def test_a_program_runs_without_the_modules(exported):
