@@ -160,7 +160,7 @@ def _checked(config: Any, path: Path) -> TrainConfig:
 
 
 _folders: dict[str, str] = {}
-"""The folder that each config file added at the end of ``sys.path``, by module name."""
+"""The folders of config files that are at the end of ``sys.path``, by module name."""
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -175,8 +175,15 @@ def _import_file(path: Path) -> ModuleType:
         sys.modules.pop(name, None)
         with contextlib.suppress(ValueError):
             sys.path.remove(_folders.pop(name))
+    _drop_namesakes(folder)
+    if is_added := folder not in sys.path or folder in _folders.values():
+        # Before those of earlier files, whose modules may have the same names.
+        added = [folder, *(p for p in sys.path if p != folder and p in _folders.values())]
+        sys.path[:] = [p for p in sys.path if p not in added] + added
     taken = "." in name or _is_another_module(name, path)
     name = f"config_{name}" if taken else name
+    if is_added:
+        _folders[name] = folder
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {path} is not a Python file; its name must end in .py")
@@ -188,9 +195,6 @@ def _import_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
-            _folders[name] = folder
     own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
     if taken and own:
         raise UserError(
@@ -200,6 +204,19 @@ def _import_file(path: Path) -> ModuleType:
         )
     _register_types_in(module)
     return module
+
+
+def _drop_namesakes(folder: str) -> None:
+    """Forgets modules from the folders of other config files that are in this folder too."""
+    others = set(_folders.values()) - {folder}
+    known = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    for name in known:
+        top = name.partition(".")[0]
+        file = Path(known.get(top) or "")
+        within = file.parents[1] if file.name == "__init__.py" else file.parent
+        here = (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py"))
+        if str(within) in others and any(map(Path.is_file, here)):
+            del sys.modules[name]
 
 
 def _is_another_module(name: str, path: Path) -> bool:

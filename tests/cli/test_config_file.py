@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
 import json
 import pickle
 import subprocess
@@ -134,6 +135,19 @@ def test_two_configs_of_one_name_are_told_apart(write):
     second = load_config(write("two/mine_twice.py", write.config(OWN.replace("0.5", "0.75"))))
     assert (first.objective.strength, second.objective.strength) == (0.5, 0.75)
     assert pickle.loads(pickle.dumps(second.objective)) == second.objective
+
+
+@pytest.mark.parametrize("neighbour", ["neighbour_twice.py", "neighbour_twice/__init__.py"])
+def test_neighbours_of_one_name_are_told_apart(write, tmp_path, neighbour):
+    for folder, strength in (("one", "0.5"), ("two", "0.75"), ("one", "0.5")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(f"{folder}/{neighbour}", OWN.replace("0.5", strength))
+        config = write.config("from neighbour_twice import Mine")
+        mine = load_config(write(f"{folder}/config_of_{folder}.py", config)).objective
+        assert mine.strength == float(strength)
+        assert pickle.loads(pickle.dumps(mine)) == mine
+        worker_imports = importlib.machinery.PathFinder.find_spec("neighbour_twice")
+        assert worker_imports.origin == str(tmp_path / folder / neighbour)
 
 
 @dataclasses.dataclass(frozen=True)
