@@ -94,6 +94,8 @@ def _described(tree: Any) -> Iterator[tuple[str, str]]:
     """Each array's path and `dtype[shape]`, the same for a pytree and for orbax's record of it."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_array):
         keys = [getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))) for k in path]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # saved as its key data
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
         shape = ",".join(str(size) for size in leaf.shape)
         yield "/".join(str(key) for key in keys), f"{np.dtype(leaf.dtype).name}[{shape}]"
 

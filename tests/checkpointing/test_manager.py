@@ -77,6 +77,30 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_random_key_of_an_optimizer_comes_back(tmp_path: Path) -> None:
+    params = {"kernel": jnp.ones((2, 3))}
+    state = {"params": params, "opt_state": optax.noisy_sgd(0.1, seed=7).init(params)}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
+    )
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.save(1, state, {})
+    checkpoints.close()
+    restored = Checkpoints(tmp_path, CheckpointConfig()).restore_newest(abstract)
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, *map(_key_data, (restored.state, state)))
+
+
+def _key_data(tree: Any) -> Any:
+    def data(leaf: jax.Array) -> jax.Array:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(data, tree)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 1), (2, 1, 4)])
 def test_a_checkpoint_restores_onto_any_mesh(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     state = make_state(abstract_state(make_mesh(2, 2, 2)))
