@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -238,16 +238,33 @@ def types_found_by(find: Callable[[str], type | None]) -> Iterator[None]:
         _finders.remove(find)
 
 
-def register_types_of(config: Any) -> None:
-    """Registers every user-defined dataclass in a config."""
+def register_types_of(config: Any, name: str = "") -> None:
+    """Registers every user-defined dataclass in a config.
+
+    ``name``: that of a field, if ``config`` is its value. Raises UserError, naming the field, for a
+    value that cannot be saved.
+    """
+    items: Iterable[tuple[object, Any]] = ()
     if isinstance(config, (list, tuple)):
-        for item in config:
-            register_types_of(item)
+        items = enumerate(config)
+    elif isinstance(config, dict) and all(isinstance(key, str) for key in config):
+        items = config.items()
     elif dataclasses.is_dataclass(config) and not isinstance(config, type):
         if not _is_ours(type(config)):
             register(type(config))
-        for field in dataclasses.fields(config):
-            register_types_of(getattr(config, field.name))
+        items = _values(config).items()
+    elif not isinstance(config, str | int | float | None):
+        raise UserError(
+            f"{name or 'the config'} is {config!r:.80}, which cannot be saved; use numbers, "
+            "strings, None, dataclasses, and tuples or dicts (of string keys) of these"
+        )
+    for key, item in items:
+        register_types_of(item, f"{name}.{key}" if name else str(key))
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """What a dataclass is created from, by field."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
 
 
 def type_id(kind: type) -> str:
@@ -285,17 +302,20 @@ def _is_ours(kind: type) -> bool:
 
 
 def to_json(value: Any) -> Any:
-    """A config as plain JSON, in which every dataclass has its ``type``.
+    """A config as plain JSON, in which every dataclass has its ``type``, and a dict the type
+    ``dict`` and its ``items``. Fields that are no arguments of a dataclass are left out.
 
     The config of a run also has the ``format``.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: to_json(item) for name, item in _values(value).items()}
         name = type_id(type(value))
         version = {"format": FORMAT} if name == "train_config" else {}
         return {"type": name} | version | fields
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {"type": "dict", "items": {key: to_json(item) for key, item in value.items()}}
     return value
 
 
@@ -310,11 +330,15 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     _check_format(value)
+    if value.get("type") == "dict" and isinstance(value.get("items"), dict):
+        return {key: from_json(item) for key, item in value["items"].items()}
     kind = _type_of(value.get("type"))
+    computed = {field.name for field in dataclasses.fields(kind) if not field.init}
     saved = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
     try:
         former = _FORMER_DEFAULTS.get(type_id(kind), {})
-        return kind(**former | current_names(kind, saved))
+        named = former | current_names(kind, saved)
+        return kind(**{key: item for key, item in named.items() if key not in computed})
     except UserError:  # a value that this version refuses; the message names the field
         raise
     except (TypeError, ValueError) as error:

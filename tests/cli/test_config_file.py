@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import importlib.machinery
 import json
 import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flax_transformers import config_json
@@ -163,6 +166,35 @@ def test_a_registered_type_reads_back_and_one_that_is_not_is_named():
     assert from_json(saved) == Elsewhere(3)
     with pytest.raises(UserError, match="cannot be registered; give a dataclass"):
         register(print)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    kept: object = None
+    derived: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "derived", 7)
+
+
+@pytest.mark.parametrize(
+    "kept", [{"a": 0.5, "type": (1, None)}, {"inner": {"own": Elsewhere(3)}}, {}, (True, "x")]
+)
+def test_values_of_a_user_s_dataclass_read_back(kept):
+    config_json.register_types_of(Keeping(kept))
+    saved = json.loads(json.dumps(to_json(Keeping(kept))))
+    assert saved.keys() == {"type", "kept"}
+    assert from_json(saved) == Keeping(kept)
+    assert from_json(saved | {"derived": 0}) == Keeping(kept)  # as older versions saved it
+
+
+@pytest.mark.parametrize(
+    "value",
+    [enum.Enum("Mode", "A").A, Path("x"), np.dtype("int8"), print, {1: 2}, {"x"}, Elsewhere],
+)
+def test_a_value_that_cannot_be_saved_is_refused_by_its_field(value):
+    with pytest.raises(UserError, match=r"^objective\.kept\.inner\.1 is .*, which cannot be saved"):
+        config_json.register_types_of(Keeping({"inner": (0, value)}), "objective")
 
 
 def test_a_type_that_format_1_named_with_a_dot_reads_back_when_it_is_registered():
