@@ -270,6 +270,7 @@ def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
     fields = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        value = tuple(value) if isinstance(value, list) else value  # a list cannot be a default
         kind: Any = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
         if field.name in hidden:
             kind = Annotated[kind, tyro.conf.Suppress, tyro.conf.Fixed]

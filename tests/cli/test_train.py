@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.config_file import naming_options, recipe
 from flax_transformers.cli.main import main
-from flax_transformers.cli.parsing import override, split
+from flax_transformers.cli.parsing import override, show_help, split
 from flax_transformers.cli.train import Train
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
@@ -119,6 +121,15 @@ def test_an_optional_section_is_removed_by_none(tokens):
     assert (changed.seed, changed.data.validation_fraction) == (3, 0.2)
     with pytest.raises(UserError, match="there is no option --data.source"):
         override(config, ["--data.source", "None"])
+
+
+def test_phases_in_a_list_take_options(capsys):
+    config = tiny_config("text.txt", "store")
+    listed = dataclasses.replace(config, phases=list(config.phases))
+    changed = override(listed, ["--phases.0.steps", "7"])
+    assert changed.phases == (dataclasses.replace(config.phases[0], steps=7),)
+    show_help("train", Train, listed)
+    assert "--phases.0.steps INT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", ["", "x"])
