@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from etils import epath
 
@@ -38,10 +38,9 @@ class MetricSink:
             self.close()
 
 
+@runtime_checkable  # so that the command line knows the fields of one
 class SinkConfig(Protocol):
     """A sink in a config file: a frozen dataclass of the user's own, in ``logging.sinks``."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def open(self, workdir: epath.Path, start_step: int) -> MetricSink:
         """The sink of a run in ``workdir`` that starts, or resumes, after ``start_step`` steps.

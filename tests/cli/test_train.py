@@ -13,7 +13,9 @@ from flax_transformers.cli.parsing import override, show_help, split
 from flax_transformers.cli.train import Train
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.monitoring.trackers import Csv, WeightsAndBiases
 from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training.config import Logging
 from tests.cli.test_main import TINY, refused, small  # noqa: F401 (a fixture)
 
 
@@ -130,6 +132,16 @@ def test_phases_in_a_list_take_options(capsys):
     assert changed.phases == (dataclasses.replace(config.phases[0], steps=7),)
     show_help("train", Train, listed)
     assert "--phases.0.steps INT" in capsys.readouterr().out
+
+
+def test_fields_of_sinks_are_options():
+    config = tiny_config("text.txt", "store")
+    sinks = (WeightsAndBiases(project="mine"), Csv())
+    config = dataclasses.replace(config, logging=Logging(sinks=sinks))
+    changed = override(config, ["--logging.sinks.0.mode", "offline"])
+    assert changed.logging.sinks == (WeightsAndBiases(project="mine", mode="offline"), Csv())
+    with pytest.raises(UserError, match="there is no option --logging.sinks"):
+        override(config, ["--logging.sinks", "csv"])
 
 
 @pytest.mark.parametrize("path", ["", "x"])
