@@ -1,4 +1,4 @@
-"""Embeddings for a list of sentences, in five lines.
+"""Embeddings for a list of sentences, in six lines.
 
     python sentence_embeddings.py [DIRECTORY]
 
@@ -8,18 +8,21 @@ of all-MiniLM-L6-v2. Without one, a small encoder with random weights is written
 
 import sys
 import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 
 import flax_transformers as ft
+from flax_transformers.huggingface.sentence_transformers import sentence_length
 
 
 def embed(directory: str, sentences: list[str]) -> jax.Array:
     """float32 [sentences, width], of length 1."""
     model, params = ft.load_pretrained(directory)
     tokenizer = ft.load_tokenizer(directory)
-    batch = tokenizer(sentences, max_length=model.config.max_positions)
+    length = sentence_length(Path(directory)) or model.config.max_positions
+    batch = tokenizer(sentences, max_length=length)
     return model.apply({"params": params}, **batch).sentence_embedding
 
 

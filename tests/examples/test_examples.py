@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +44,17 @@ def test_an_example_runs(example, tmp_path):
         timeout=600,
     )
     assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.slow
+def test_sentences_are_cut_at_the_length_of_their_encoder(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / "sentence_embeddings.py"))
+    example["write_random_encoder"](str(tmp_path / "encoder"))
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "encoder" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "encoder" / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+    first, second = example["embed"](str(tmp_path / "encoder"), ["abc and more", "abc or less"])
+    assert np.array_equal(first, second)
 
 
 def test_there_is_an_example_for_each_extension():
