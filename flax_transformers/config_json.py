@@ -291,10 +291,14 @@ def _config_of_family(name: str) -> type | None:
 
 
 def _module_of(kind: type) -> str:
-    """The module by which other programs import a type; that of a program is named by its file."""
+    """The module by which other programs import a type; that of a program is named as for
+    ``python -m``, or by its file."""
     if kind.__module__ != "__main__":
         return kind.__module__
-    return Path(getattr(sys.modules["__main__"], "__file__", None) or "__main__").stem
+    program = sys.modules["__main__"]
+    if (spec := getattr(program, "__spec__", None)) is not None:
+        return str(spec.name)
+    return Path(getattr(program, "__file__", None) or "__main__").stem
 
 
 def _is_ours(kind: type) -> bool:
@@ -395,9 +399,19 @@ def _own_type(name: str) -> type:
     for find in _finders:
         if name not in _registered and (found := find(name)) is not None:
             _registered[name] = found
-    if name not in _registered:
+    found = _registered.get(name) or _registered_elsewhere(name)
+    if found is None:
         raise UnregisteredType(name)
-    return _registered[name]
+    return found
+
+
+def _registered_elsewhere(name: str) -> type | None:
+    """The only registered type of a name whose module was saved without its package, as older
+    versions did for ``python -m``, or as ``__main__``, as in a notebook."""
+    module, _, kind = name.partition(":")
+    ends = f":{kind}" if module == "__main__" else f".{name}"
+    found = {other for type_id, other in _registered.items() if type_id.endswith(ends)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _load_entry_points() -> None:

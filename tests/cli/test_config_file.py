@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import importlib.machinery
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -195,6 +196,46 @@ def test_values_of_a_user_s_dataclass_read_back(kept):
 def test_a_value_that_cannot_be_saved_is_refused_by_its_field(value):
     with pytest.raises(UserError, match=r"^objective\.kept\.inner\.1 is .*, which cannot be saved"):
         config_json.register_types_of(Keeping({"inner": (0, value)}), "objective")
+
+
+PROGRAM = """
+import dataclasses
+from flax_transformers.config_json import from_json, register, to_json
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    value: int = 1
+
+if __name__ == "__main__":
+    register(Mine)
+    print(to_json(Mine())["type"], from_json({"type": "train:Mine", "value": 2}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_a_class_of_a_program_of_a_package_is_named_as_others_import_it(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "train.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "pkg.train"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "pkg.train:Mine Mine(value=2)\n", done.stderr
+
+
+@pytest.mark.parametrize("module", ["__main__", __name__.rpartition(".")[2]])
+def test_a_class_of_a_notebook_or_without_its_package_reads_back_if_one_is_registered(module):
+    saved = {"type": f"{module}:Elsewhere", "value": 3}
+    with pytest.raises(UnregisteredType):
+        from_json(saved)
+    register(Elsewhere)
+    assert from_json(saved) == Elsewhere(3)
+    another = {"__module__": f"another.{module}"}
+    register(dataclasses.make_dataclass("Elsewhere", ["value"], namespace=another))
+    with pytest.raises(UnregisteredType):
+        from_json(saved)
 
 
 def test_a_type_that_format_1_named_with_a_dot_reads_back_when_it_is_registered():
