@@ -25,7 +25,7 @@ def get_config() -> TrainConfig:
         model=dataclasses.replace(
             SIZES["byt5-small"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
         ),
-        objective=SpanCorruption(mean_span=BYT5_MEAN_SPAN),
+        objective=SpanCorruption(mean_span=BYT5_MEAN_SPAN, z_loss=1e-4),
         data=TextData(
             source=TextSource("tfds:c4/en"),
             tokenizer=TokenizerConfig("bytes"),

@@ -44,7 +44,7 @@ def get_config() -> TrainConfig:
         model=dataclasses.replace(
             SIZES["mt5-small"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
         ),
-        objective=SpanCorruption(),
+        objective=SpanCorruption(z_loss=1e-4),
         data=MixedText(
             components=tuple(map(_language, LANGUAGES)),
             exponent=0.3,

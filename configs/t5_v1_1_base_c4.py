@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
         model=dataclasses.replace(
             SIZES["t5-v1_1-base"], dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
         ),
-        objective=SpanCorruption(),
+        objective=SpanCorruption(z_loss=1e-4),
         data=TextData(
             source=TextSource("tfds:c4/en"),
             tokenizer=TokenizerConfig("unigram", vocab_size=32100, sentinels=100),

@@ -105,3 +105,8 @@ def test_embeddings_decay_where_they_do_in_the_original(name):
 def test_palm_clips_gradients_as_published():
     config = load_config("palm_540b", [])
     assert (config.optimizer.max_grad_norm, config.objective.z_loss) == (1.0, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1_base_c4", "mt5_small_mc4", "byt5_small", "mt5_xxl"])
+def test_t5_is_trained_with_the_z_loss_of_t5x(name):
+    assert load_config(name, []).objective.z_loss == 1e-4
