@@ -148,6 +148,10 @@ class TextData(ReadsText, DataConfig):
             sizes=partial(_hash_of_all, sources.sizes, self.sources),
             content=partial(_hash_of_all, sources.fingerprint, self.sources),
             loaded={name: one for name, one in self.tokenizers.items() if one.path},
+            all_sizes=partial(_hash_of_all, partial(sources.sizes, split=False), self.sources),
+            all_content=partial(
+                _hash_of_all, partial(sources.fingerprint, split=False), self.sources
+            ),
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -174,7 +178,9 @@ class TextData(ReadsText, DataConfig):
         path, origin = output or self.store, self.origin
         if not path:
             trained_on = self.validation_fraction < 1  # others are evaluation sets
-            path = text_directory(origin, of_run, trained_on=trained_on)
+            path = text_directory(
+                {"text": origin}, lambda of: of["text"].identity, of_run, trained_on=trained_on
+            )
         return TextPreparation(
             folder=open_folder(path),
             origin=origin,

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -25,9 +25,9 @@ from flax_transformers.data.base import (
 )
 from flax_transformers.data.config import ReadsText, TextData
 from flax_transformers.data.pipeline.examples import MixedExamples
-from flax_transformers.data.prepare.cached_stores import beside_others, cache_directory
+from flax_transformers.data.prepare.cached_stores import text_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
-from flax_transformers.data.prepare.origin import without_paths
+from flax_transformers.data.prepare.origin import Origin, without_paths
 from flax_transformers.data.prepare.text import RESUMED, PreparedText, TextPreparation
 from flax_transformers.data.sources import read as sources
 from flax_transformers.data.sources.documents import Counts, listed
@@ -166,18 +166,18 @@ class MixedText(ReadsText, DataConfig):
         output: str | os.PathLike[str] | None = None,
         of_run: Tokenizers = MappingProxyType({}),
     ) -> MixturePreparation:
-        path = output or self.store or beside_others(self._default_directory(), of_run)
+        path = output or self.store or self._default_directory(of_run)
         return MixturePreparation(self, open_folder(path), of_run)
 
-    def _default_directory(self) -> str:
+    def _default_directory(self, of_run: Tokenizers) -> str:
         origins = {one.name: self.part(one).origin for one in self.components}
 
-        def identity() -> str:
-            made_of: dict[str, Any] = {name: one.identity for name, one in origins.items()}
+        def identity(of: Mapping[str, Origin]) -> str:
+            made_of: dict[str, Any] = {name: one.identity for name, one in of.items()}
             weights = [self.exponent, *(component.weight for component in self.components)]
             return digest(made_of | {"weights": weights})
 
-        return cache_directory(origins, identity)
+        return text_directory(origins, identity, of_run, trained_on=True, marker=MIXTURE)
 
 
 @dataclass(frozen=True)

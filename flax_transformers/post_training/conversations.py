@@ -72,7 +72,7 @@ class ConversationSource(Source):
     ``path``: a file, a folder or a glob of jsonl, ndjson, json and parquet files, compressed or not
     as for a `LabelledSource`; or "embedded", generated problems with right and wrong
     answers.
-    ``split``: of a json file with named splits.
+    ``split``: of the files, as for every `Source`, or of a json file with named splits.
     ``problems``: what "embedded" generates instead, as plain texts: the training problems, each
     with its right answer and a wrong one (`preference_rows`).
 

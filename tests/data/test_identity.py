@@ -17,6 +17,7 @@ from flax_transformers.data.dataset import open_dataset, prepare, prepare_common
 from flax_transformers.data.images import parts
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
+from flax_transformers.data.sources import records
 from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
@@ -480,3 +481,54 @@ def test_a_store_of_the_version_before_is_opened_and_keeps_its_name(corpus):
         assert again.known_as != made.known_as  # what its checkpoints have noted
     with pytest.raises(UserError, match="made with shards=2; this run asks for shards=3"):
         prepare(replace(data, shards=3))
+
+
+@pytest.fixture
+def all_splits(tmp_path):
+    """A corpus whose store is of a version that read the files of all splits; and that store."""
+    root = tmp_path / "splits"
+    root.mkdir()
+    for split in ("train", "test"):
+        lines = [f"{split} text {n}, which a model reads.\n\n" for n in range(20)]
+        (root / f"{split}.txt").write_text("".join(lines))
+    data = data_of(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "keep_split", lambda listing, *_, **__: listing)
+        return data, prepare(data)
+
+
+def test_a_new_run_does_not_train_on_files_of_other_splits(all_splits, caplog):
+    data, earlier = all_splits
+    new = prepare(data)
+    assert new.directory != earlier.directory and not caplog.text
+    assert new.train.num_documents < earlier.train.num_documents - 10
+
+
+def test_a_run_on_a_store_of_all_splits_keeps_it(all_splits, caplog):
+    data, earlier = all_splits
+    of_run = {"tokenizer": earlier.tokenizer}
+    for same in (data, replace(data, store=earlier.directory)):
+        for compare in ("warning", "sizes", "content"):
+            found = prepare(same, of_run=of_run, compare=compare)
+            assert found.fingerprint == earlier.fingerprint
+    assert "was made by an earlier version" in caplog.text
+    assert "have changed since" not in caplog.text
+    caplog.clear()
+    (Path(data.source.path) / "train.txt").write_text("Another text.\n")
+    with pytest.raises(UserError, match="have changed since"):
+        prepare(replace(data, store=earlier.directory))
+
+
+def test_a_run_on_a_mixture_of_an_earlier_version_keeps_its_stores(all_splits):
+    data, _ = all_splits
+    folder = data.source.path
+    mixture = MixedText(
+        components=(Component(name="one", source=TextSource(folder)),),
+        tokenizer=data.tokenizer, validation_fraction=0.2, shards=2, prepare_processes=1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "keep_split", lambda listing, *_, **__: listing)
+        earlier = prepare(mixture)
+    of_run = {"tokenizer": earlier.tokenizer}
+    assert prepare(mixture, of_run=of_run).directory == earlier.directory
+    assert prepare(mixture).directory != earlier.directory

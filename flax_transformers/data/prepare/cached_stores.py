@@ -38,30 +38,38 @@ def cache_directory(origins: Mapping[str, Origin], identity: Callable[[], str]) 
     return os.path.join(stores, name)
 
 
-def text_directory(origin: Origin, of_run: Tokenizers, *, trained_on: bool) -> str:
-    """The default folder of a store of texts.
+def text_directory(
+    origins: Mapping[str, Origin],
+    identity: Callable[[Mapping[str, Origin]], str],
+    of_run: Tokenizers,
+    *,
+    trained_on: bool,
+    marker: str = MANIFEST,
+) -> str:
+    """The default folder of a store of texts, or of several, which has the file ``marker``
+    if it is finished.
 
     A run that has trained already (``of_run`` are its tokenizers) keeps the store of an earlier
     version that it was ``trained_on``, unless there is one of this version with its tokenizer. A
     store of an earlier version is also used if its source no longer exists.
     """
 
-    def named(one: Origin) -> str:
-        return beside_others(cache_directory({"text": one}, lambda: one.identity), of_run)
+    def named(ones: Mapping[str, Origin]) -> str:
+        return beside_others(cache_directory(ones, lambda: identity(ones)), of_run)
 
-    former = origin.former
-    if former == origin:
-        return named(origin)
+    former = {name: one.former for name, one in origins.items()}
     try:
-        directory = named(origin)
+        directory = named(origins)
     except UserError:
         with contextlib.suppress(UserError):
             return named(former)
         raise
-    if not (of_run and trained_on) or open_folder(directory).exists(MANIFEST):
+    if not (of_run and trained_on) or open_folder(directory).exists(marker):
         return directory
-    earlier = named(former)
-    return earlier if open_folder(earlier).exists(MANIFEST) else directory
+    with contextlib.suppress(UserError):
+        earlier = named(former)
+        directory = earlier if open_folder(earlier).exists(marker) else directory
+    return directory
 
 
 def beside_others(directory: str, of_run: Tokenizers) -> str:

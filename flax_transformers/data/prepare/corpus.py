@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from flax_transformers.data.prepare.filters import Filters
+from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.read import CorpusReader, tied_shards
 from flax_transformers.data.sources.records import Source
+from flax_transformers.data.sources.tfds import PREFIX
 from flax_transformers.data.store.token_store import Split
+from flax_transformers.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,26 @@ class Corpus:
         if self.validation_source is not None:
             found["validation"] = self.validation_source
         return found
+
+    def refuse_shared_files(self) -> None:
+        """Raises UserError if a file is read for training and for validation."""
+        if self.validation_source is None:
+            return
+        ours, theirs = self.source, self.validation_source
+        common = set(self._files(ours)) & set(self._files(theirs))
+        if ours.split != theirs.split:  # a json file may contain both
+            common = {file for file in common if not ending(Path(file), (".json",))}
+        if common:
+            raise UserError(
+                f"{min(common)} is read for source and for validation_source; give them different "
+                "files, or different splits, or leave out validation_source to hold out a part."
+            )
+
+    @staticmethod
+    def _files(source: Source) -> list[str]:
+        if source.path.startswith(PREFIX):
+            return [f"{source.path}, split {source.split},"]
+        return [os.path.realpath(path) for _, path in source.files()]
 
     def readers(self, run: Sequence[int]) -> dict[Split, CorpusReader]:
         """Readers of the shards ``run`` of each source."""

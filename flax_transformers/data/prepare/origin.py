@@ -32,7 +32,8 @@ class Origin:
 
     ``path``: the source, for messages. ``settings``: the settings that its bytes depend on, as
     JSON, with ``defaults`` for those that stores of earlier versions do not name. ``sizes`` and
-    ``content`` compute hashes of the source's files; ``sizes`` does not read them. ``loaded``:
+    ``content`` compute hashes of the source's files; ``sizes`` does not read them. ``all_sizes``
+    and ``all_content`` do so for the files of all splits, which earlier versions read. ``loaded``:
     the tokenizers with a path; if the path exists they are compared by content, not by settings.
     """
 
@@ -42,17 +43,21 @@ class Origin:
     sizes: Callable[[], str]
     content: Callable[[], str]
     loaded: Mapping[str, TokenizerConfig] = field(default_factory=dict)
+    all_sizes: Callable[[], str] | None = None
+    all_content: Callable[[], str] | None = None
 
     @property
     def former(self) -> Origin:
-        """The same without the versions of sources, as earlier versions name its store."""
+        """The same without the versions and the splits of sources, as earlier versions name its
+        store."""
         settings = {
             name: {key: v for key, v in value.items() if key != _VERSION}
             if isinstance(value, dict)
             else value
             for name, value in self.settings.items()
         }
-        return replace(self, settings=settings)
+        sizes, content = self.all_sizes or self.sizes, self.all_content or self.content
+        return replace(self, settings=settings, sizes=sizes, content=content)
 
     @property
     def identity(self) -> str:
@@ -179,20 +184,25 @@ def require_same_settings(folder: Folder, found: Mapping[str, Any], origin: Orig
 
 def require_same_source(
     folder: Folder, found: Mapping[str, Any], origin: Origin, compare: Compare
-) -> None:
-    """Raises UserError if the source exists and differs from ``found``, or logs it."""
+) -> bool:
+    """Whether ``found`` has the files of all splits, as in earlier versions. Raises UserError if
+    the source exists and is another one, or logs it."""
     sizes = ("sizes",)
     names = {
         "nothing": (), "warning": sizes, "sizes": sizes, "content": (*sizes, "content")
     }[compare]  # fmt: skip
+    earlier = False
     for name in names:
         if name not in found or (name == "content" and "sizes" not in found):
             continue  # earlier versions noted no sizes and another content
         try:
-            now = getattr(origin, name)()
+            same = found[name] == getattr(origin, name)()
+            former = not same and found[name] == getattr(origin.former, name)()
         except UserError:  # a finished store can be used without its source
-            return
-        if now != found[name] and compare == "warning":
+            return earlier
+        earlier |= former
+        if not same and not former and compare == "warning":
             log.warning("%s It is used as it is.", _changed(folder, found, origin))
-        elif now != found[name]:
+        elif not same and not former:
             raise UserError(_changed(folder, found, origin))
+    return earlier

@@ -217,6 +217,7 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
         return message
 
     def count_processes(self, *, whole: bool) -> int:
+        self.corpus.refuse_shared_files()
         little = whole and self._check_beginning()
         return self.processes or (1 if little else cores())
 
@@ -342,13 +343,13 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
     def read_store(self, *, verified: bool, compare: Compare) -> PreparedText:
         folder = self.folder
         manifest = read_manifest(folder)
-        if origin.require_same_settings(folder, manifest["corpus"], self.origin):
+        earlier = origin.require_same_settings(folder, manifest["corpus"], self.origin)
+        if origin.require_same_source(folder, manifest["corpus"], self.origin, compare) or earlier:
             log.warning(
                 "the token store in %s was made by an earlier version, which took these sources "
                 "otherwise (CHANGELOG.md); a run that began with it can use it: prepare another "
                 "directory for new ones", folder.path,
             )  # fmt: skip
-        origin.require_same_source(folder, manifest["corpus"], self.origin, compare)
         tokenizer = self.given or own_tokenizer(folder, self.tokenizer)
         target = self._own_target()
         if manifest["format"] < FORMAT and tokenizer.kind in ("unigram", "bpe"):

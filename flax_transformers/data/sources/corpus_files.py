@@ -25,21 +25,17 @@ _SOLID = (".parquet",)
 class Listing:
     """(name, path) of the ``files`` that are read, sorted by name, and what is ``unread``.
 
-    Names are relative to the folder.
+    Names are relative to the folder. ``root``: the folder that the files are in or below.
     """
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     unread: Unread = field(default_factory=dict)
+    root: Path = Path()
 
     def leave_out(self, kind: str, size: int = 0) -> None:
         """Counts a file or folder that is not read."""
         count, total = self.unread.get(kind, (0, 0))
         self.unread[kind] = count + 1, total + size
-
-
-def corpus_files(path: str, endings: Sequence[str]) -> list[tuple[str, Path]]:
-    """The files of `list_corpus`."""
-    return list_corpus(path, endings).files
 
 
 def list_corpus(path: str, endings: Sequence[str]) -> Listing:
@@ -54,8 +50,9 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     if "://" in path:
         raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
     root = Path(os.path.expanduser(path))
-    listing = Listing()
+    listing = Listing(root=root)
     if root.is_file():
+        listing.root = root.parent
         listing.files.append((root.name, root))
     elif root.is_dir():
         _list_folder(root, endings, listing)
@@ -66,6 +63,8 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
             )
     elif glob.has_magic(path):
         _list_pattern(root, listing)
+        while glob.has_magic(str(listing.root)):
+            listing.root = listing.root.parent
         if not listing.files:
             raise UserError(f"No file matches the pattern {path}; check the path.")
     else:

@@ -31,7 +31,7 @@ class LabelledSource(Source):
     rows, or one object with a list of rows, or one list per split), csv, tsv (no quotes) and
     parquet files, all but the last also compressed as .gz, .bz2, .xz or .zst; or "tfds:..." as for
     text.
-    ``split``: of TFDS, or of a json file with named splits.
+    ``split``: as for a `TextSource`.
     ``text_field``, ``second_field``, ``label_field``: JSON keys, parquet columns, TFDS features, or
     names in the first row of csv and tsv; "a.b" is field b of the object a. If all are numbers:
     columns from 0 of csv and tsv files without such a row, or indices of rows that are JSON lists.

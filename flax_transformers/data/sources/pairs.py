@@ -29,7 +29,7 @@ class PairSource(records.Source):
 
     ``path``: a file, a folder or a glob in the formats of `LabelledSource`; or "tfds:..." as for
     text.
-    ``split``: of TFDS, or of a json file with named splits.
+    ``split``: as for a `TextSource`; of files with a ``target_path`` it is not asked.
     ``source_field``, ``target_field``: as for a `LabelledSource` ("translation.de" is field de of
     the object translation). A tsv file whose first line does not name both has no header: numbers
     are then columns from 0, and for other names the first two columns are read.

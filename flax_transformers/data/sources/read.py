@@ -17,6 +17,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from flax_transformers.data.sources.conllu import TaggedSource
@@ -170,24 +171,25 @@ def _without_nul(document: Document) -> Document:
     return replace(document, text=tuple(part.replace("\0", " ") for part in document.text))
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, *, split: bool = True) -> str:
     """sha256 of the content of the corpus, without paths and times.
 
     Reads the files unless their hash is cached. It includes their order and endings, and the fields
-    of the source.
+    of the source. Unless of its ``split``, of the files of all splits.
     """
     if source.path == "embedded":
         content = repr([hashlib.sha256(t.encode()).hexdigest() for t in source.embedded_texts()])
     else:
-        content = content_digest(_identifying(source))
+        content = content_digest(_identifying(source, split))
     return _digest(source, content)
 
 
-def sizes(source: Source) -> str:
-    """sha256 of the sizes of the corpus's files; does not read them."""
+def sizes(source: Source, *, split: bool = True) -> str:
+    """sha256 of the sizes of the corpus's files; does not read them. ``split``: see
+    `fingerprint`."""
     if source.path == "embedded":
         return fingerprint(source)
-    return _digest(source, sizes_digest(_identifying(source)))
+    return _digest(source, sizes_digest(_identifying(source, split)))
 
 
 def _digest(source: Source, content: str) -> str:
@@ -205,13 +207,27 @@ def not_read(source: Source) -> tuple[int, Unread]:
     """Bytes of the files that are read, and what is beside them and not read."""
     if source.path.startswith(PREFIX) or source.path == "embedded":
         return 0, {}
-    if getattr(source, "target_path", None) is not None:
+    if _is_parallel(source):
         return sum(path.stat().st_size for _, path in source.files()), {}
-    listing = list_corpus(source.path, source.endings)
+    listing = source.listing()
     return sum(path.stat().st_size for _, path in listing.files), listing.unread
 
 
-def _identifying(source: Source) -> list[tuple[str, Path]]:
+def _identifying(source: Source, split: bool) -> list[tuple[str, Path]]:
     if source.path.startswith(PREFIX):
         return tfds_files(source.path, source.split)
-    return [(os.path.splitext(path.name.lower())[1], path) for _, path in source.files()]
+    files = source.files if split or _is_parallel(source) else partial(_all_files, source)
+    return [(os.path.splitext(path.name.lower())[1], path) for _, path in files()]
+
+
+def _all_files(source: Source) -> list[tuple[str, Path]]:
+    """The files of all splits."""
+    try:
+        return list_corpus(source.path, source.endings).files
+    except UserError:  # of a source that finds its files itself
+        return source.files()
+
+
+def _is_parallel(source: Source) -> bool:
+    """Whether it is two files that are read together."""
+    return getattr(source, "target_path", None) is not None

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from flax_transformers import ranges
 from flax_transformers.data.sources import embedded
-from flax_transformers.data.sources.corpus_files import corpus_files
+from flax_transformers.data.sources.corpus_files import Listing, list_corpus
 from flax_transformers.data.sources.documents import (
     LONGEST,
     Decoder,
@@ -39,6 +39,7 @@ from flax_transformers.data.sources.files import (
     raw_lines,
     reading_source,
 )
+from flax_transformers.data.sources.splits import keep_split
 from flax_transformers.errors import UserError
 
 LATER = {"later": True}
@@ -89,7 +90,9 @@ class Source:
 
     ``path``: a file, a folder (all files below it with a known ending, sorted), a glob,
     "tfds:NAME[/CONFIG][:VERSION]", or "tfds:/folder/of/a/prepared/builder".
-    ``split``: for TFDS, slices such as "train[:10%]" included.
+    ``split``: of files that are named by splits as on the Hugging Face hub (``test.jsonl``,
+    ``test-00000-of-00001.parquet``, ``test/...``), those that are read; files that are not so named
+    are all "train". For TFDS, slices such as "train[:10%]" included.
     ``on_invalid``: what happens to invalid documents: "error" stops with file and line, "skip"
     leaves the document out, "replace" puts U+FFFD for invalid bytes and leaves out other invalid
     documents.
@@ -101,6 +104,8 @@ class Source:
 
     endings: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that are read, without those of compressed files."""
+    splits_in_json: ClassVar[bool] = True
+    """Whether a json file may contain several splits."""
     store_version: ClassVar[int] = 1
     """Of what stores hold of its documents; raised where this is corrected. New runs then get a new
     store, and those that have one keep it."""
@@ -131,7 +136,12 @@ class Source:
 
     def files(self) -> list[tuple[str, Path]]:
         """(name, path) of the files that are read, in order."""
-        return corpus_files(self.path, self.endings)
+        return self.listing().files
+
+    def listing(self) -> Listing:
+        """The files at ``path`` that are of the split, and what is not read."""
+        found = list_corpus(self.path, self.endings)
+        return keep_split(found, self.path, self.split, inside=self.splits_in_json)
 
     def parts(self) -> Iterator[Part]:
         """The parts of the corpus, in order."""

@@ -26,14 +26,11 @@ from flax_transformers.data.sources.records import (
     ValueFile,
     WrongRow,
 )
+from flax_transformers.data.sources.splits import DEFAULT, SPLIT_WORDS, named_split
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _BEGIN = 1 << 12  # bytes that are read to recognize a list of rows
-_SPLITS = frozenset(
-    ("train", "training", "validation", "valid", "val", "dev", "test", "eval", "evaluation")
-)
-"""Names by which the splits in a JSON file are recognized."""
 _ROWS_AT_ONCE = 256  # of a parquet file
 
 Row = Mapping[str, Any] | Sequence[Any]
@@ -88,6 +85,7 @@ def first_lines(path: Path, count: int) -> list[bytes]:
 def _json_file(path: Path, split: str, fields: Sequence[str]) -> Records:
     """Records of a JSON file: its lines, or the rows of its one value."""
     if _has_row_in_line(path, fields):
+        _require_named(path, split)
         return LineFile(path)
     return ValueFile(path, partial(_rows, split))
 
@@ -136,9 +134,19 @@ def _rows(split: str, path: Path) -> Sequence[Any]:
         ) from error
     if isinstance(value, dict):
         value = value[_list_name(value, split, path)]
+    else:
+        _require_named(path, split)
     if not isinstance(value, list):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, not a list of rows.")
     return value
+
+
+def _require_named(path: Path, split: str) -> None:
+    """Raises UserError if a file without splits inside is not of the split by its name."""
+    if split not in (DEFAULT, named_split(path.parts, split)):
+        raise UserError(
+            f"{path} has no split {split!r}, and no splits at all; leave out the source's split."
+        )
 
 
 def _list_name(value: dict[str, Any], split: str, path: Path) -> str:
@@ -146,7 +154,8 @@ def _list_name(value: dict[str, Any], split: str, path: Path) -> str:
     if split in value:
         return split
     lists = _lists(value)
-    if len(lists) == 1 and lists[0].lower() not in _SPLITS:
+    if len(lists) == 1 and lists[0].lower() not in SPLIT_WORDS:
+        _require_named(path, split)
         return lists[0]
     raise UserError(
         f"{path} has no split {split!r}, it has {listed(value)}; set the source's split."

@@ -35,6 +35,7 @@ class QuestionSource(Source):
 
     label_kind: ClassVar[LabelKind] = "spans"
     endings: ClassVar[tuple[str, ...]] = (".json",)
+    splits_in_json: ClassVar[bool] = False
     store_version: ClassVar[int] = 2  # 1: articles without titles were held out as one
 
     def parts(self) -> Iterator[Part]:

@@ -27,7 +27,7 @@ class TextSource(Source):
 
     ``path``: "embedded" (`embedded`); a file, a folder or a glob of txt files or in the formats of
     `LabelledSource`; or "tfds:...".
-    ``split``: of TFDS, or of a json file with named splits.
+    ``split``: of the files, as for every `Source`; of a json file with named splits; or of TFDS.
     ``text_field``: the field of the text, named as for a `LabelledSource`; a list of texts is
     joined by line ends.
     ``documents``: how .txt files are divided into documents; empty lines between documents are the

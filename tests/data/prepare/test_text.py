@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.config import TextData
-from flax_transformers.data.dataset import open_dataset, prepare
+from flax_transformers.data.dataset import open_dataset, prepare, prepare_common
 from flax_transformers.data.prepare import shards as shards_module
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources.text import TextSource
@@ -109,6 +109,22 @@ def test_a_validation_source_is_used_whole_and_nothing_is_held_out(data, tmp_pat
     prepared = prepare(data)
     assert sorted(documents(prepared, prepared.validation)) == sorted(texts)
     assert prepared.train.num_documents == 60
+
+
+def test_a_file_that_is_trained_on_is_no_validation_source(data, tmp_path):
+    file = next(path for _, path in data.source.files())
+    held_out = TextSource(str(file.parent / "." / file.name))
+    with pytest.raises(UserError, match=r"is read for source and for validation_source; give "):
+        prepare(replace(data, validation_source=held_out))
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps({"train": [{"text": "one"}], "test": [{"text": "two"}]}))
+    source = TextSource(str(both))
+    divided = replace(data, source=source, validation_source=replace(source, split="test"))
+    assert prepare(divided, tmp_path / "divided").validation.num_documents == 1
+    same = replace(divided, validation_source=source)
+    for job in (prepare, prepare_common):
+        with pytest.raises(UserError, match=r"both\.json is read for source and for validation"):
+            job(same, tmp_path / "same")
 
 
 def test_a_fraction_of_zero_holds_out_nothing(data):
