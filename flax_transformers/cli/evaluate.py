@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
@@ -203,9 +204,26 @@ def _with_sets(config: TrainConfig, sets: Sequence[str]) -> TrainConfig:
             raise UserError(f"--sets is {text!r}; give a name and a path, as in cs=cs_test.conllu")
         if source is None:
             raise UserError(f"--sets {text}: a {type(config.data).__name__} reads no files")
-        found.append(EvaluationSet(name, replace(source, path=path)))
+        found.append(EvaluationSet(name, _at(source, path)))
     own = config.evaluation
     return replace(config, evaluation=replace(own, sets=(*own.sets, *found)))
+
+
+def _at(source: Any, path: str) -> Any:
+    """``source`` at another path, of which the split of the training data says nothing."""
+    from flax_transformers.data.sources.corpus_files import ending
+    from flax_transformers.data.sources.records import Source
+
+    if getattr(source, "target_path", None) is not None:
+        raise UserError(
+            f"--sets names one file, {path}, but the training data is two files of sources and "
+            "targets; write both into one tsv or jsonl file, or add EvaluationSet(NAME, "
+            "PairSource(PATH, target_path=TARGETS)) to evaluation.sets of the config"
+        )
+    in_files = isinstance(source, Source) and not path.startswith("tfds:")
+    if in_files and not ending(Path(path), (".json",)):
+        source = replace(source, split=type(source).split)
+    return replace(source, path=path)
 
 
 def _check_length(config: TrainConfig, model: TransformerConfig) -> None:

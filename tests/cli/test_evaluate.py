@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.evaluate import _log_other_values
+from flax_transformers.cli.evaluate import _log_other_values, _with_sets
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.base import EvaluationSet
@@ -20,6 +20,7 @@ from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import LabelledSource
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -324,3 +325,22 @@ def test_of_another_objective_only_its_type_is_named(tmp_path, monkeypatch, capl
         "scoring with the values of mine.py, not with those of the run: objective.type "
         "'sequence_classification' (run: 'masked_lm')"
     ]
+
+
+def test_a_set_of_one_path_is_refused_for_targets_in_a_file_of_their_own(tmp_path):
+    config = ft.recipe("transformer_tatoeba")
+    source = PairSource("train.en", target_path="train.de")
+    config = replace(config, data=replace(config.data, source=source))
+    with pytest.raises(UserError, match=r"names one file, test\.en, but .* two files of sources"):
+        _with_sets(config, ["test=test.en"])
+
+
+def test_a_set_is_of_no_split_of_the_training_data(tmp_path):
+    (tmp_path / "test_sft.jsonl").write_text("")
+    config = classifier(tmp_path)
+    source = replace(config.data.source, split="train_sft")
+    config = replace(config, data=replace(config.data, source=source))
+    of = [f"a={tmp_path}/test_sft.jsonl", "b=rows.json.gz", "c=tfds:glue/mnli"]
+    rows, inside, tfds = (one.source for one in _with_sets(config, of).evaluation.sets)
+    assert [path.name for _, path in rows.files()] == ["test_sft.jsonl"]
+    assert (inside.split, tfds.split) == ("train_sft", "train_sft")
