@@ -30,7 +30,9 @@ class TaggedSource(Source):
     sentences, sorted.
 
     As in the evaluation of Universal Dependencies, ranges of words ("3-4") and empty nodes ("3.1")
-    are skipped, and so are comments before a sentence and -DOCSTART-. A sentence with a missing
+    are skipped, and so are -DOCSTART- and comments before a sentence: lines that begin with "#" and
+    have no tab, or not as many columns as the words. In a file whose first column is the word, a
+    comment is recognized by its columns alone. A sentence with a missing
     column, with lines of different numbers of columns, or with an unknown tag is invalid. Words are
     tokenized by `Tokenizer.encode_words`.
     """
@@ -46,6 +48,7 @@ class TaggedSource(Source):
     )
 
     label_kind: ClassVar[LabelKind] = "tags"
+    store_version: ClassVar[int] = 2  # 1: a comment with a tab made its sentence invalid
 
     def parts(self, *, tagged: bool = True) -> Iterator[Part]:
         """See `Source`. Unless ``tagged``, tags are not read, and may be missing."""
@@ -63,13 +66,17 @@ def _sentence(
     numbered = source.word_column != 0
     count = 0  # of columns
     offset = place.offset
-    for line in raw.split(b"\n"):
+    lines = raw.split(b"\n")
+    plain = [line for line in lines if line.strip() and not line.startswith(b"#")]
+    width = len(_columns(plain[-1].decode(errors="replace"))) if plain else 0
+    for line in lines:
         where = Place(place.path, offset)
         offset += len(line) + 1
         text = decoder.text(line, where).removeprefix("\ufeff").rstrip("\r")
-        if not words and numbered and text.startswith("#") and "\t" not in text:
-            continue
-        columns = text.split("\t") if "\t" in text else text.split()
+        columns = _columns(text)
+        others = len(columns) != width and (numbered or width > 0)
+        if not words and text.startswith("#") and (others or (numbered and "\t" not in text)):
+            continue  # a comment
         if not columns:  # only a byte order mark, or spaces outside ASCII
             continue
         if columns[0] == "-DOCSTART-" or (numbered and _NO_WORD.fullmatch(columns[0])):
@@ -89,3 +96,7 @@ def _sentence(
         words.append(word)
         tags += [class_name(one, where) for one in tag]
     return Document(tuple(words), tuple(tags), words=True)
+
+
+def _columns(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()

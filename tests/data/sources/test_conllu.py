@@ -57,6 +57,27 @@ def test_columns_are_divided_by_blanks_where_there_is_no_tab(tmp_path):
     assert found == [[("#", "O"), ("EU", "B-ORG")]]
 
 
+@pytest.mark.parametrize(
+    ("comment", "words", "settings"),
+    [
+        ("#\thttp://de.wikipedia.org/wiki/Korfmann [2009-10-17]", "1\tAnton\tB-PER\tO", (1, 2)),
+        ("# text = a\tb\n# sent_id = 1", "1\tAnton\tAnton\tB-PER\t_", (1, 3)),
+        ("# id f423a88e-02b7-4d61\tdomain=en", "Anton _ _ B-PER", (0, 3)),  # MultiCoNER
+    ],
+)
+def test_a_comment_may_have_tabs(comment, words, settings, tmp_path):
+    (tmp_path / "a.txt").write_text(f"{comment}\n{words}\n\n{comment}\n{words}\n{words}\n")
+    word, tag = settings
+    found = read(tmp_path / "a.txt", word_column=word, tag_column=tag)[0]
+    assert found == [[("Anton", "B-PER")], [("Anton", "B-PER")] * 2]
+
+
+def test_a_word_that_begins_with_a_hash_is_no_comment(tmp_path):
+    (tmp_path / "a.txt").write_text("# O\n\n#1 O\nfan O\n\nis O\n# O\n")
+    found = read(tmp_path / "a.txt", word_column=0, tag_column=1)[0]
+    assert [[word for word, _ in words] for words in found] == [["#"], ["#1", "fan"], ["is", "#"]]
+
+
 @pytest.mark.parametrize("line", ["\u00a0", "\ufeff"])
 def test_a_line_of_unusual_spaces_is_not_a_word(line, tmp_path):
     (tmp_path / "a.txt").write_text(f"{line}\nEU\tB-ORG\n")
