@@ -9,7 +9,8 @@ of texts (by language), all of which are captions of the image.
   in folders.
 * Lines of JSON: a .jsonl file, or a folder with some. ``image_field`` is the path of the image file
   relative to the folder, and ``caption_field`` the field of the captions.
-* Parquet files: columns of encoded images and captions; see ``tables``.
+* Parquet files: columns of encoded images and captions; see ``tables``. Without the column
+  ``image_field``, they are not read beside images in other files: img2dataset writes such ones.
 
 The files of a split are named by it, as ``train-0001.tar``, or are in a folder of its name.
 """

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from flax_transformers.data.images.captions import open_captioned, read_place
-from flax_transformers.data.images.files import FolderImages, IdxImages, idx_files
+from flax_transformers.data.images.files import ENDINGS, FolderImages, IdxImages, idx_files
 from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_path
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
+from flax_transformers.data.sources.row_files import reading_parquet
 from flax_transformers.data.sources.tfds import PREFIX, tfds_builder
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
@@ -42,6 +43,8 @@ def open_images(source: ImageSource) -> Images:
     if not root.exists():
         raise UserError(f"There is no file or folder {source.path}; check the path.")
     parquet = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
+    if root.is_dir() and parquet and _is_beside_images(source, root, parquet[0]):
+        parquet = []
     if source.caption_field and not (parquet and parquet[0].suffix == ".parquet"):
         return open_captioned(source, root)
     if root.is_dir() and idx_files(root):
@@ -49,6 +52,18 @@ def open_images(source: ImageSource) -> Images:
     if parquet:
         return ParquetImages(source, root, parquet)
     return FolderImages(source, root)
+
+
+def _is_beside_images(source: ImageSource, root: Path, path: Path) -> bool:
+    """Whether a parquet file describes images in other files of a folder, as img2dataset writes
+    it."""
+    from pyarrow import parquet
+
+    with reading_parquet(path):
+        if source.image_field in parquet.read_schema(path).names:
+            return False
+    endings = (*ENDINGS, ".tar") if source.caption_field else ENDINGS
+    return any(file.suffix.lower() in endings for file in root.rglob("*"))
 
 
 def reader(source: ImageSource) -> Callable[[str], bytes]:

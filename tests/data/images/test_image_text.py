@@ -115,6 +115,28 @@ def test_images_and_captions_of_every_kind_of_source(tmp_path, write):
     assert pickle.loads(pickle.dumps(opened.train)).captions(3) == list(captions(3).values())
 
 
+@pytest.mark.parametrize("write", [write_folder, write_lines, write_tar])
+def test_parquet_files_of_metadata_are_left_beside_the_images(tmp_path, write):
+    root = tmp_path / "source"
+    write(root)
+    columns = {"url": ["https://a"] * COUNT, "caption": ["a"] * COUNT, "key": ["0"] * COUNT}
+    parquet.write_table(pyarrow.table(columns), root / "00000.parquet")  # as img2dataset does
+    (root / "00000_stats.json").write_text("{}")
+    assert len(open_images(ImageSource(str(root), caption_field="text"))) == COUNT
+    (root / "alone").mkdir()
+    (root / "00000.parquet").rename(root / "alone" / "00000.parquet")
+    with pytest.raises(UserError, match="has no column 'image', it has 'url', 'caption'"):
+        open_images(ImageSource(str(root / "alone"), caption_field="text"))
+
+
+def test_parquet_files_of_metadata_are_left_beside_folders_of_classes(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png(0))
+    parquet.write_table(pyarrow.table({"url": ["https://a"]}), tmp_path / "0.parquet")
+    assert open_images(ImageSource(str(tmp_path))).classes == ("cat", "dog")
+
+
 def test_lines_of_a_text_file_are_captions_and_images_without_are_left_out(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(png(number))
