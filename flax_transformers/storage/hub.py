@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from flax_transformers.errors import UserError
 
@@ -24,7 +25,8 @@ BESIDE_WEIGHTS = (".json", ".txt", ".model", ".spm", ".jinja")
 """Endings of configs, tokenizers and chat templates."""
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _ID = re.compile(rf"(?P<name>(?:{_NAME}/)?{_NAME})(?:@(?P<revision>[\w][\w./-]*))?")
-_DATA = re.compile(rf"{DATA}(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
+_REVISION = r"refs/convert/[^/]+|refs/pr/\d+|[^/]+"
+_DATA = re.compile(rf"{DATA}(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?/(?P<file>.+)")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _FILE_ENDINGS = (
     *BESIDE_WEIGHTS, ".jsonl", ".safetensors", ".msgpack", ".bin", ".pt", ".csv", ".tsv",
@@ -152,6 +154,7 @@ def is_offline() -> bool:
 def find_data(path: str) -> str:
     """A local path for "hf://datasets/OWNER/NAME[@REVISION]/FILE"; other paths as they are.
 
+    REVISION may be a reference such as refs/convert/parquet, also written refs%2Fconvert%2Fparquet.
     FILE may be a folder or a glob, whose ``*`` ends at a ``/``. A single file in the cache is taken
     from there. For the others the hub is asked which files there are; where that fails, those in
     the cache are taken, with a warning. Raises UserError for a malformed path, and for what is in
@@ -165,7 +168,7 @@ def _found_data(path: str) -> str:
     found = _DATA.fullmatch(path)
     if found is None:
         raise UserError(f"{path} is no path of a dataset's file; write {DATA}OWNER/NAME/FILE")
-    repository = Repository(found["name"], found["revision"] or "main", "dataset")
+    repository = Repository(found["name"], unquote(found["revision"] or "main"), "dataset")
     wanted = found["file"].rstrip("/")
 
     def choose(names: Sequence[str]) -> list[str]:

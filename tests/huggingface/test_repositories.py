@@ -365,6 +365,17 @@ def test_data_in_the_cache_are_read_without_a_network(hub, tmp_path, monkeypatch
         find_data(f"{place}/c.txt")
 
 
+@pytest.mark.parametrize("reference", ["refs/convert/parquet", "refs/pr/7"])
+def test_data_of_a_reference_are_found(reference, hub, tmp_path):
+    snapshot = cache_of(tmp_path, "datasets--some--cached", ["plain_text/train/0000.parquet"])
+    (snapshot.parents[1] / "refs" / reference).parent.mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / reference).write_text(snapshot.name)
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    for written in (reference, reference.replace("/", "%2F")):
+        path = f"hf://datasets/some/cached@{written}/plain_text/train/0000.parquet"
+        assert find_data(path) == str(snapshot / "plain_text/train/0000.parquet")
+
+
 def test_a_dataset_without_such_a_file_is_named(hub):
     hub.repositories["datasets/some/few"] = {"a[1].txt": b"x"}
     with pytest.raises(UserError, match=r"the dataset some/few has no file b\.txt"):
