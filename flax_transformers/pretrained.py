@@ -387,8 +387,9 @@ def save_adapter(
         log.warning("%s is not here: its weights are not compared with the run's", base)
     else:
         _require_base(model.config, base_of(params), there, adapters)
-    name = os.fspath(base) if there is None or not Path(base).is_dir() else os.path.abspath(base)
-    with hub_write.appearing(Path(os.path.abspath(directory))) as folder:
+    own = os.path.abspath(os.path.expanduser(base))
+    name = os.fspath(base) if there is None or not os.path.isdir(own) else own
+    with hub_write.appearing(Path(os.path.abspath(os.path.expanduser(directory)))) as folder:
         write_adapter(folder, name, model.config, boxed, adapters, params)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -448,6 +449,6 @@ def _opened(path: str | None, mode: Literal["a", "w"]) -> AbstractContextManager
     if path is None:
         return nullcontext()
     try:
-        return open(path, mode, encoding="utf-8")
+        return open(os.path.expanduser(path), mode, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error}); choose another") from error

@@ -84,7 +84,11 @@ def missing_paths(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Option and value of each local path in a config that does not exist from here."""
     if isinstance(value, str):
         is_local = value and "://" not in value and not value.startswith("tfds:")
-        if name.endswith(("path", "store")) and is_local and not os.path.exists(value):
+        if (
+            name.endswith(("path", "store"))
+            and is_local
+            and not os.path.exists(os.path.expanduser(value))
+        ):
             yield name.replace("_", "-"), value
         return
     items: list[tuple[str, Any]] = []
@@ -113,7 +117,7 @@ def recipes() -> dict[str, Path]:
 
 def _config_path(name: str) -> Path:
     """The file that is meant by the path of one, or by the name of a recipe."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file() or path.suffix == ".py" or len(path.parts) != 1:
         return path
     known = recipes()

@@ -62,7 +62,7 @@ class Evaluate:
         if jax.process_index() == 0:
             print(text)
             if self.output:
-                write_text(epath.Path(self.output), text + "\n")
+                write_text(epath.Path(self.output).expanduser(), text + "\n")
         return 0
 
     def _scores(self, overrides: Sequence[str]) -> dict[str, float]:
@@ -119,7 +119,7 @@ class Evaluate:
         from flax_transformers.evaluation.class_report import ClassReport
 
         if self.output:
-            return ClassReport(epath.Path(self.output).with_suffix(""))
+            return ClassReport(epath.Path(self.output).expanduser().with_suffix(""))
         source = stored.source
         if isinstance(source, SavedStep) and source.folder.parent.name == "checkpoints":
             workdir = source.folder.parent.parent

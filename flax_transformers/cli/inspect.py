@@ -138,7 +138,8 @@ def show_images(console: Console, batch: Batch, label_names: Sequence[str], path
     rows = -(-len(pictures) // columns)
     filled = np.ones((rows * columns, *pictures.shape[1:]))
     filled[: len(pictures)] = pictures
-    write_png(epath.Path(path), picture_grid(filled.reshape(rows, columns, *pictures.shape[1:])))
+    file = epath.Path(path).expanduser()
+    write_png(file, picture_grid(filled.reshape(rows, columns, *pictures.shape[1:])))
     # As Text, for names in brackets would be taken for styles.
     console.print(
         Text.assemble(f"{len(pictures)} prepared images, row by row, are in ", (path, "bold"))

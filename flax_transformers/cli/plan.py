@@ -63,6 +63,7 @@ class Plan:
         from flax_transformers.training.check_run import check_config
 
         for name, file in (("json", self.json), ("hlo", self.hlo)):
+            file = file and file.expanduser()
             if file is not None and not file.absolute().parent.is_dir():
                 raise UserError(f"--{name} is {file}; create the folder of this file first")
             if file is not None and file.is_dir():
@@ -161,7 +162,7 @@ def teacher_of(config: TrainConfig) -> TransformerConfig | None:
     from flax_transformers.pretrained import describe_pretrained, find_pretrained, is_checkpoint
 
     path = getattr(config.objective, "teacher", None)
-    if path is None or not (is_checkpoint(path) or Path(path).is_dir()):
+    if path is None or not (is_checkpoint(path) or Path(path).expanduser().is_dir()):
         return None
     return describe_pretrained(find_pretrained(path))
 
@@ -171,7 +172,7 @@ def write_json(file: Path, figures: Any) -> None:
 
     from flax_transformers.storage.workdir import write_text
 
-    write_text(epath.Path(file.absolute()), json.dumps(figures, indent=1))
+    write_text(epath.Path(file.expanduser().absolute()), json.dumps(figures, indent=1))
 
 
 def _begin(

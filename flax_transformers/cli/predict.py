@@ -75,7 +75,7 @@ class Predict:
         options = override(runtime.ModelOptions(), overrides)
         runtime.start(None)
         if self.output:  # before predictions, which can take hours
-            check_file(epath.Path(self.output))
+            check_file(epath.Path(self.output).expanduser())
         watchdog.start(options.limits)
         with watchdog.phase("restore"):
             stored = runtime.stored_model(self._path(), self.architecture)
@@ -87,7 +87,7 @@ class Predict:
             print(text, end="")
             return 0
         try:
-            write_text(epath.Path(self.output), text)
+            write_text(epath.Path(self.output).expanduser(), text)
         except UserError:
             print(text, end="")  # so that they are not lost
             raise

@@ -49,7 +49,7 @@ class Report:
         runs, sweeps = read(self.runs)
         if self.attention:
             runs = [_with_attention(run) for run in runs]
-        write_text(epath.Path(self.output), page(runs, sweeps))
+        write_text(epath.Path(self.output).expanduser(), page(runs, sweeps))
         print(self.output)
         return 0
 

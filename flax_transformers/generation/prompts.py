@@ -181,7 +181,7 @@ def read_lines(file: str) -> list[str]:
     Raises UserError for a file that is missing, empty or not UTF-8, and for an empty line.
     """
     try:
-        lines = Path(file).read_text("utf-8-sig").removesuffix("\n").split("\n")
+        lines = Path(file).expanduser().read_text("utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the prompts in {file}: {error.strerror}") from error
     except UnicodeDecodeError:

@@ -41,7 +41,7 @@ class Watch:
                 texts = {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text()}
             for name, text in texts.items() if is_writer else ():
                 file = f"train_step_phase{self._phase}_{name}.txt"
-                write_text(epath.Path(self._profiling.hlo) / file, str(text))
+                write_text(epath.Path(self._profiling.hlo).expanduser() / file, str(text))
         if profile is not None and is_writer and profile[0] <= step <= profile[1]:
             if not self._tracing:
                 jax.profiler.start_trace(os.fspath(self._workdir / "profile"))

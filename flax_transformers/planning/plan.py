@@ -175,7 +175,7 @@ def plan(
     compiled, text, needed = compile_to_text(lowered)
     compiled_after = time.perf_counter() - started
     if hlo is not None and text is not None:
-        write_text(epath.Path(hlo.absolute()), text)
+        write_text(epath.Path(hlo.expanduser().absolute()), text)
     memory = _memory(trainer, other_models, abstract_batch(config, phase), compiled, needed, chip)
     found = None if text is None else account(text, dict(mesh.shape), hosts=hosts_of(mesh))
     model_flops = phase_flops(config, phase) / mesh.size

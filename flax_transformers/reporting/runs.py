@@ -81,7 +81,7 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[ReportedRun], li
     runs: dict[str, epath.Path] = {}
     sweeps: dict[str, epath.Path] = {}
     for path in paths:
-        folder = epath.Path(path)
+        folder = epath.Path(path).expanduser()
         if _is_sweep(folder):
             sweeps[str(folder)] = folder
             runs |= {str(one): one for one in _trainings(folder) if (one / FILE_NAME).exists()}

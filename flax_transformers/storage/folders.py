@@ -69,8 +69,8 @@ class Folder(Protocol):
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """A folder, which need not exist yet; scheme://... is a bucket."""
-    text = os.fspath(path)
+    """A folder, which need not exist yet; scheme://... is a bucket, and ~ the home folder."""
+    text = os.path.expanduser(path)
     return BucketFolder(text) if "://" in text else LocalFolder(os.path.abspath(text))
 
 

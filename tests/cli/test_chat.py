@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.chat import ChatModel, _conversations
+from flax_transformers.cli.chat import ChatModel, _conversations, _opened
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training import judge
@@ -291,3 +291,9 @@ def test_an_encoder_decoder_answers_what_generate_writes(capsys, monkeypatch, tm
     folder = str(tmp_path / "bart")
     expected = said(capsys, monkeypatch, "generate", folder, "--prompt", prompt, *new)
     assert said(capsys, monkeypatch, "chat", folder, *new, typed=f"{asked}\n") == expected
+
+
+def test_votes_may_be_written_to_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with _opened("~/votes.jsonl", "w") as file:
+        assert file.name == str(tmp_path / "votes.jsonl")

@@ -18,7 +18,7 @@ import pytest
 
 from flax_transformers import config_json
 from flax_transformers.checkpointing.manager import find_checkpoint
-from flax_transformers.cli.config_file import load_config, type_in_current_folder
+from flax_transformers.cli.config_file import load_config, missing_paths, type_in_current_folder
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import (
     UnregisteredType,
@@ -399,3 +399,14 @@ def test_a_file_without_the_function_is_told_which_one_to_define(tmp_path):
     (tmp_path / "other.py").write_text("config = 1\n")
     with pytest.raises(UserError, match=r"other.py has no function get_config\(\); define one"):
         load_config(str(tmp_path / "other.py"))
+
+
+def test_a_config_file_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "from flax_transformers.testing import tiny_config\n"
+        "def get_config():\n    return tiny_config('~/text.txt', '~/store')\n"
+    )
+    (tmp_path / "text.txt").write_text("A text.\n")
+    (tmp_path / "store").mkdir()
+    assert list(missing_paths(load_config("~/mine.py"))) == []

@@ -12,7 +12,7 @@ import pytest
 import flax_transformers as ft
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import override
-from flax_transformers.cli.plan import _with_initial_model, settings
+from flax_transformers.cli.plan import _with_initial_model, settings, write_json
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.planning.hlo_cost import account
 from flax_transformers.planning.topology import EXAMPLES, devices_of
@@ -159,3 +159,9 @@ def test_the_model_of_init_from_is_planned(tmp_path, capsys):
     absent = replace(config, init_from=str(tmp_path / "absent"))
     assert _with_initial_model(absent, ()).model == config.model
     assert "the model of the config is planned: there is no" in capsys.readouterr().err
+
+
+def test_a_plan_may_be_written_to_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_json(Path("~/plan.json"), {"fits": True})
+    assert json.loads((tmp_path / "plan.json").read_text()) == {"fits": True}

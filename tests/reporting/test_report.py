@@ -296,3 +296,11 @@ def test_a_damaged_file_of_a_run_is_named(name, tmp_path, capsys):
     (tmp_path / "run" / name).write_text("{")
     assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "r.html")]) == 2
     assert f"{name} is damaged" in capsys.readouterr().err
+
+
+def test_runs_and_report_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", 0.1, [2.0])
+    assert main(["report", "~/run", "--output", "~/a.html"]) == 0
+    assert (tmp_path / "a.html").exists() and not (tmp_path / "~").exists()

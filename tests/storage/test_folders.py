@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from flax_transformers.storage import folders
-from flax_transformers.storage.folders import LocalFolder
+from flax_transformers.storage.folders import LocalFolder, open_folder
 
 
 @pytest.fixture
@@ -60,3 +60,8 @@ def test_a_file_that_exists_is_left_as_it_is_unless_it_is_to_be_replaced(tmp_pat
     monkeypatch.setattr(folders.os, "link", refuse)  # a file system without hard links
     folder.write("a/c", b"third", replace=False)
     assert folder.read("a/c") == b"third" and folder.names("a/") == ["a/b", "a/c"]
+
+
+def test_a_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_folder("~/stores/text").path == str(tmp_path / "stores" / "text")

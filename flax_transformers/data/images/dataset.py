@@ -139,7 +139,7 @@ class ImageData(DataConfig):
         path = os.fspath(output or self.store or self._default_directory(origin))
         if "://" in path:
             raise UserError(f"An image store must be a local folder, and {path} is not; name one.")
-        folder = LocalFolder(os.path.abspath(path))
+        folder = LocalFolder(os.path.abspath(os.path.expanduser(path)))
         return ImagePreparation(folder=folder, origin=origin, shards=self.shards, data=self)
 
     def _default_directory(self, origin: Origin) -> str:

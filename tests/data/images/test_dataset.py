@@ -449,3 +449,10 @@ def test_a_store_is_small_when_pickled_for_a_worker(tmp_path):
     assert len(sent) < 5_000
     again = pickle.loads(sent).read(7, np.random.default_rng(1))
     assert (again["image"] == examples.read(7, np.random.default_rng(1))["image"]).all()
+
+
+def test_a_store_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "images")
+    made = prepare(data("~/images", store="~/store"))
+    assert made.directory == str(tmp_path / "store")
