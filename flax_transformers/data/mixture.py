@@ -356,6 +356,8 @@ class MixturePreparation:
         data, folder = self.data, self.folder
         asked = without_paths({"tokenizer": data.tokenizer.settings})["tokenizer"]
         if not folder.exists(MIXTURE):
+            for component in data.components:
+                data.part(component).corpus.refuse_store_inside(folder.path)
             with exclusive_lock(folder):
                 if not folder.exists(MIXTURE):
                     self._train_tokenizer(asked)

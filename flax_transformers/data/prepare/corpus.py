@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flax_transformers.data.prepare.filters import Filters
-from flax_transformers.data.sources.corpus_files import ending
+from flax_transformers.data.sources.corpus_files import ending, would_read
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.read import CorpusReader, tied_shards
 from flax_transformers.data.sources.records import Source
@@ -35,6 +35,15 @@ class Corpus:
         if self.validation_source is not None:
             found["validation"] = self.validation_source
         return found
+
+    def refuse_store_inside(self, folder: str) -> None:
+        """Raises UserError if the files of a store in ``folder`` would be read as text."""
+        for source in self.sources.values():
+            if would_read(source.path, folder):
+                raise UserError(
+                    f"The store {folder} is in the corpus {source.path}, and its files would be "
+                    "read as text; choose a store outside of it."
+                )
 
     def refuse_shared_files(self) -> None:
         """Raises UserError if a file is read for training and for validation."""

@@ -78,6 +78,20 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     return listing
 
 
+def would_read(path: str, folder: str) -> bool:
+    """Whether files in a local ``folder``, which need not exist, are among those at ``path``."""
+    if "://" in path or "://" in folder:
+        return False
+    root = Path(os.path.expanduser(path))
+    while glob.has_magic(str(root)):
+        root = root.parent
+    if not root.is_dir() or (glob.has_magic(path) and "**" not in path):
+        return False
+    real = os.path.realpath(root)
+    below = os.path.relpath(os.path.realpath(folder), real).split(os.sep)
+    return below[0] != os.pardir and not any(part.startswith(".") for part in below if part != ".")
+
+
 def ending(path: Path, endings: Sequence[str]) -> str | None:
     """The known ending of a file name, before an ending of compression; None for others."""
     plain = _plain_name(path)

@@ -13,6 +13,7 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common
+from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import shards as shards_module
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources.text import TextSource
@@ -547,3 +548,30 @@ def test_a_second_writer_waits_for_the_first(data, tmp_path):
 def test_settings_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field} is {value}"):
         TextData(**{field: value})
+
+
+@pytest.mark.parametrize("path", ["corpus", "link", "corpus/**/*.txt"])
+def test_a_store_in_the_folder_of_its_corpus_is_refused_before_anything_is_written(
+    path, data, tmp_path
+):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("".join(f"Text {n}.\n\n" for n in range(40)))
+    (tmp_path / "link").symlink_to("corpus")
+    data = replace(data, source=TextSource(f"{tmp_path}/{path}"))
+    mixture = MixedText(
+        components=(Component(name="one", source=data.source),), tokenizer=data.tokenizer
+    )
+    for store in ("corpus", "corpus/store", "link/a/store"):
+        for one in (data, mixture):
+            with pytest.raises(UserError, match=r"its files would be read as text; choose a store"):
+                prepare(one, tmp_path / store)
+    assert files(tmp_path / "corpus").keys() == {"a.txt"}
+    assert prepare(data, tmp_path / "corpus_store").directory
+    assert prepare(data, tmp_path / "corpus" / ".cache" / "store").directory  # is not read
+
+
+def test_a_store_beside_the_files_of_its_corpus_is_used(data, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Text {n}.\n\n" for n in range(40)))
+    for path in ("a.txt", "*.txt"):
+        own = replace(data, source=TextSource(f"{tmp_path}/{path}"))
+        assert prepare(own, tmp_path / "of_a").directory
