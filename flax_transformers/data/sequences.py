@@ -20,12 +20,14 @@ import numpy as np
 from flax_transformers.data.base import Compare, DataConfig, Dataset, DatasetDefaults
 from flax_transformers.data.pipeline.examples import Examples
 from flax_transformers.data.pipeline.loader import Seed, key_of, stacked
+from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.data.tokenizers.encoding import encode_sentences
 from flax_transformers.data.tokenizers.fitting import padded_vocabulary
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Objective, Vocabulary, WindowSpec
+from flax_transformers.objectives.labelled import LabelledSpec
 
 log = logging.getLogger(__name__)
 _NO_TEXT = Vocabulary(size=1, pad_id=0)
@@ -46,7 +48,8 @@ class SequenceDataset(DatasetDefaults):
     ``train``, ``validation``: sequences of examples. An example is a dict of numpy arrays, or,
     with a ``tokenizer``, a text or a dict with a text under "text". Texts are tokenized when they
     are read; each is one example, cut to the sequence length, and to whole sentences if the
-    objective reads where they end.
+    objective reads where they end. For an objective that classifies texts, the number of the class
+    is under "label". ``input_ids`` without ``tokens`` are the ids of one text, and cut like it.
     ``prepared``: examples are rows as the model takes them (``input_ids`` ...), of equal shapes.
     False: they are the raw input of the objective's ``prepare`` (``tokens`` ...).
     ``tokenizer``: also saved with checkpoints. ``vocab``: special ids for the objective, if
@@ -174,6 +177,34 @@ class SequenceExamples(Examples):
         return example
 
 
+class RawExample(dict[str, np.ndarray]):
+    """The arrays of an example, with the ends of a text that is given by its ids alone.
+
+    Raises UserError for others that an objective reads and the example does not have.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], length: int) -> None:
+        super().__init__(arrays)
+        self.length = length
+
+    def __missing__(self, name: str) -> np.ndarray:
+        ids = self.get("tokens", self.get("input_ids"))
+        if ids is not None and ids.ndim == 1 and name in ("tokens", "document_ends"):
+            if "tokens" in self and len(ids) > self.length:
+                raise UserError(
+                    f"an example has {len(ids):,} tokens, but {self.length:,} fit into a sequence; "
+                    "cut its tokens"
+                )
+            whole = [len(ids)] if len(ids) <= self.length else []
+            return ids[: self.length] if name == "tokens" else np.array(whole, np.int32)
+        if ids is not None and ids.ndim == 1 and name == "sentence_ends":
+            return np.array([min(len(ids), self.length)], np.int32)
+        raise UserError(
+            f"an example has no {name!r}, which the objective reads; it has {listed(self)}: add "
+            "it, or prepare the data from files"
+        )
+
+
 def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
     """An item of a sequence or generator as arrays; a text as the tokens of one document.
 
@@ -183,7 +214,8 @@ def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dic
     if isinstance(item, Mapping):
         text = item.get("text")
         if not isinstance(text, str):
-            return {str(name): np.asarray(value) for name, value in item.items()}
+            arrays = {str(name): np.asarray(value) for name, value in item.items()}
+            return RawExample(arrays, spec.length)
     if text is None:
         raise UserError(
             f"an example is a {type(item).__name__}; give dicts of numpy arrays, texts, or dicts "
@@ -198,11 +230,27 @@ def raw_example(item: Any, spec: WindowSpec, tokenizer: Tokenizer | None) -> dic
     kept = _length(ends, spec) if len(ends) else 0
     if kept < 1:
         raise UserError(f"an example has no text: {text[:40]!r}; leave it out")
-    return {
+    if isinstance(spec, LabelledSpec):
+        labels = _label(item, spec)
+        return RawExample({"tokens": tokens, "text_ends": ends[-1:], **labels}, spec.length)
+    arrays = {
         "tokens": tokens[:kept],
         "document_ends": ends[-1:][ends[-1:] == kept],
         "sentence_ends": ends[ends <= kept],
     }
+    return RawExample(arrays, spec.length)
+
+
+def _label(item: Any, spec: LabelledSpec) -> dict[str, np.ndarray]:
+    """The label of a dict with a text; nothing for objectives that learn others than one."""
+    if not isinstance(item, Mapping) or "label" not in item or spec.rows != "document":
+        return {}
+    is_number = spec.labels == "numbers"
+    label = np.asarray(item["label"])
+    if label.ndim or not np.issubdtype(label.dtype, np.number if is_number else np.integer):
+        wanted = "a number" if is_number else "the number of its class, from 0"
+        raise UserError(f"an example has the label {item['label']!r}; give {wanted}")
+    return {"labels": label.reshape(1).astype(np.float32 if is_number else np.int32)}
 
 
 def _length(ends: np.ndarray, spec: WindowSpec) -> int:

@@ -24,11 +24,15 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 
 TEXTS = [f"Text number {n} is read. Then comes the next." for n in range(12)]
 ROWS = [{"input_ids": np.full(4, n, np.int32), "labels": np.array(n)} for n in range(12)]
+
+FRAMED = Vocabulary(size=300, pad_id=0, cls_id=1, sep_id=2, mask_id=3, eos_id=4)
 
 
 def stream(data, objective=None, **changes):
@@ -226,3 +230,51 @@ def test_data_of_a_config_file_is_loaded_instead_of_prepared():
 def test_data_of_a_config_file_without_examples_raises():
     with pytest.raises(UserError, match="no training examples"):
         Rows(count=0).dummy_example(CausalLM().window_spec(4), 0)
+
+
+@pytest.mark.parametrize("objective", [CausalLM(), MaskedLM()])
+@pytest.mark.parametrize("name", ["tokens", "input_ids"])
+def test_ids_alone_are_one_text(name, objective):
+    tokens = [ids[:20] for ids in ByteTokenizer().encode_batch(TEXTS)]
+    vocab = FRAMED
+    given = SequenceDataset([{name: ids, "attention_mask": ids > 0} for ids in tokens], vocab=vocab)
+    ends = [np.array([len(ids)], np.int32) for ids in tokens]
+    whole = [
+        {"tokens": ids, "document_ends": end, "sentence_ends": end}
+        for ids, end in zip(tokens, ends, strict=True)
+    ]
+    expected = next(stream(SequenceDataset(whole, vocab=vocab), objective))
+    found = next(stream(given, objective))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_ids_are_cut_and_tokens_that_do_not_fit_are_refused():
+    ids = np.arange(5, 105, dtype=np.int32)
+    data = SequenceDataset([{"input_ids": ids}] * 4, vocab=FRAMED)
+    row = next(stream(data))["input_ids"][0]
+    assert row.tolist() == [4, *ids[:30], 0]  # as a text that does not end
+    with pytest.raises(UserError, match=r"has 100 tokens, but \d+ fit into a sequence; cut its"):
+        next(stream(SequenceDataset([{"tokens": ids}] * 4, vocab=FRAMED)))
+
+
+def test_rows_of_texts_and_labels_are_classified():
+    rows = [{"text": text, "label": n % 3} for n, text in enumerate(TEXTS)]
+    data = SequenceDataset(rows, tokenizer=ByteTokenizer())
+    objective = SequenceClassification(framing="gpt2")
+    batch = next(stream(data, objective))
+    assert batch["labels"].tolist() == [n % 3 for n in batch["example_id"]]
+    text = ByteTokenizer().decode(batch["input_ids"][0])
+    assert text == TEXTS[batch["example_id"][0]][: len(text)] and len(text) == 32
+    named = SequenceDataset([{"text": "one", "label": "good"}], tokenizer=ByteTokenizer())
+    with pytest.raises(UserError, match=r"has the label 'good'; give the number of its class"):
+        next(stream(named, objective))
+
+
+@pytest.mark.parametrize(
+    ("item", "lacks"),
+    [({"text": "one"}, "labels"), ({"image": np.zeros(2)}, "tokens"), ("one", "labels")],
+)
+def test_what_an_example_lacks_is_named(item, lacks):
+    data = SequenceDataset([item] * 4, tokenizer=ByteTokenizer())
+    with pytest.raises(UserError, match=f"has no '{lacks}', which the objective reads; it has '"):
+        next(stream(data, SequenceClassification(framing="gpt2")))
