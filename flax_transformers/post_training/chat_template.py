@@ -7,6 +7,7 @@ access to Python, and under limits of time and of length: the folder it is in ma
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -74,17 +75,27 @@ class ChatTemplate:
         return self._run(messages, tools, answer_next).replace(BEGIN, "").replace(END, "")
 
     def rendered(self, messages: Sequence[Message], tools: Any = None) -> Rendered:
-        """The text, and the parts of it that an assistant wrote. Raises `TemplateError`.
+        """The text, and the parts of it that an assistant wrote and that are learned: those of
+        messages of ``weight`` 0 are not. Raises `TemplateError`.
 
         They are what the template puts between ``{% generation %}`` and ``{% endgeneration %}``.
         Without these tags, a turn begins at `start_of` it, and ends where the messages up to it do.
         """
         marked = self._run(messages, tools, False)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        weights = [messages[i].get("weight", 1) for i in answers]
         if BEGIN in marked:
-            return _without_marks(marked)
+            text, turns = _without_marks(marked)
+            if not all(weights) and len(turns) != len(answers):
+                raise TemplateError(
+                    f"{self.place} marks {len(turns)} parts of {len(answers)} assistant turns, so "
+                    "that those of weight 0 cannot be told from others"
+                )
+            learned = [all(weights) or weights[place] for place in range(len(turns))]
+            return Rendered(text, tuple(itertools.compress(turns, learned)))
         if self.marks_turns:
             return Rendered(marked, ())
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        answers = list(itertools.compress(answers, weights))
         spans = [self._span(marked, messages, tools, number) for number in answers]
         return Rendered(marked, tuple((start, end) for start, end in spans if start < end))
 

@@ -78,7 +78,8 @@ class ConversationSource(Source):
 
     The shape of each record follows from its fields:
 
-    - ``messages``: a list of objects with ``role`` and ``content`` (OpenAI)
+    - ``messages``: a list of objects with ``role`` and ``content`` (OpenAI); an assistant turn of
+      ``weight`` 0 is not learned
     - ``conversations``: the same with ``from`` and ``value`` (ShareGPT)
     - ``instruction``, ``input``, ``output``, ``history`` (Alpaca)
     - ``prompt`` and ``completion``: messages, or plain texts that no template changes
@@ -98,7 +99,7 @@ class ConversationSource(Source):
     label_kind: ClassVar[LabelKind] = "spans"
     store_version: ClassVar[int] = 3
     # 1: parts of a user's turn were learned with some templates
-    # 2: plain texts that name the start token got a second one
+    # 2: plain texts that name the start token got a second one, turns of weight 0 were learned
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +151,10 @@ def _row(decoder: Decoder, content: Any, where: Where) -> Conversation:
 
 
 def _says_something(turns: Sequence[Message]) -> bool:
-    return any(one["role"] == "assistant" and _text_of(one).strip() for one in turns)
+    return any(
+        one["role"] == "assistant" and one.get("weight", 1) and _text_of(one).strip()
+        for one in turns
+    )
 
 
 def conversation(row: Any, where: Where = "the record") -> Conversation:
@@ -319,6 +323,8 @@ def _message(one: Any, name: str, where: Where, role: str) -> Message:
     elif not isinstance(fields["content"], str | list):
         kind = type(fields["content"]).__name__
         raise Invalid(where, f"has a message whose content is of type {kind}, not text")
+    if fields["role"] == "assistant" and fields.get("weight", 1) not in (0, 1):
+        raise Invalid(where, f"has a message of the weight {fields['weight']!r}; give 0 or 1")
     return fields
 
 

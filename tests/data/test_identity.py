@@ -178,6 +178,16 @@ def test_a_run_on_a_store_of_an_earlier_version_keeps_it(questions, caplog):
     assert not Path(data.preparation(of_run={"tokenizer": other}).folder.path).exists()
 
 
+def test_a_run_on_a_store_of_any_earlier_version_keeps_it(questions, monkeypatch):
+    data, earlier = questions
+    of_run = {"tokenizer": earlier.tokenizer}
+    second = prepare(data)
+    monkeypatch.setattr(QuestionSource, "store_version", 3)
+    assert prepare(data, of_run=of_run).directory == second.directory
+    shutil.rmtree(second.directory)
+    assert prepare(data, of_run=of_run).directory == earlier.directory
+
+
 def test_a_store_of_an_earlier_version_is_enough_when_its_corpus_is_gone(questions, caplog):
     data, earlier = questions
     os.remove("squad.json")

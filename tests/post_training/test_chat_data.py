@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.post_training.chat_data import ChatData, ConversationSpec, encode
-from flax_transformers.post_training.chat_template import ChatTemplate, template_of
+from flax_transformers.post_training.chat_template import ChatTemplate, TemplateError, template_of
 from flax_transformers.post_training.conversations import (
     ConversationSource,
     conversation,
@@ -107,6 +108,34 @@ def test_the_next_tokens_of_assistant_turns_are_learned_in_packed_rows(tmp_path,
     at = np.flatnonzero(row["label_weights"])
     assert (row["segment_ids"][at] == row["segment_ids"][at + 1]).all()
     assert (row["labels"][at] == row["input_ids"][at + 1]).all()
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_turns_of_weight_zero_are_not_learned(tags, tmp_path):
+    rows = [{"messages": turns("ab", "cd", "e", "f", "g", "hi")}]
+    rows[0]["messages"][1]["weight"] = 0
+    rows[0]["messages"][3] |= {"weight": 1}
+    source = ConversationSource(str(tmp_path / "rows.jsonl"))
+    untagged = re.sub("{% (end)?generation %}", "", TEMPLATE)
+    (tmp_path / "own.jinja").write_text(TEMPLATE if tags else untagged)
+    template = {"template_path": str(tmp_path / "own.jinja")}
+    store = prepared(tmp_path, rows, **template)
+    (row,) = rows_of(store, SupervisedFineTuning(), 32)
+    assert learned_of(store, row) == ("<f><hi>" if tags else "f>hi>")
+    for message in rows[0]["messages"]:
+        message["weight"] = 0
+    with pytest.raises(UserError, match="has no assistant turn to learn from"):
+        prepare(data(tmp_path, rows, source=source, **template), tmp_path / "none")
+    rows[0]["messages"][1]["weight"] = 0.5
+    with pytest.raises(UserError, match=r"has a message of the weight 0\.5; give 0 or 1"):
+        prepare(data(tmp_path, rows, source=source, **template), tmp_path / "half")
+
+
+def test_weights_need_a_template_that_marks_each_turn():
+    marked = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}"
+    messages = [{**one, "weight": 0} for one in turns("a", "b", "c", "d")]
+    with pytest.raises(TemplateError, match="marks 1 parts of 2 assistant turns"):
+        ChatTemplate(marked).rendered(messages)
 
 
 def test_a_conversation_is_cut_after_the_last_whole_turn(tmp_path, caplog):

@@ -57,18 +57,25 @@ def text_directory(
     def named(ones: Mapping[str, Origin]) -> str:
         return beside_others(cache_directory(ones, lambda: identity(ones)), of_run)
 
-    former = {name: one.former for name, one in origins.items()}
+    newest = max((one.version for one in origins.values()), default=1)
+    former = [
+        {name: one.former(version, all_splits=whole) for name, one in origins.items()}
+        for version in range(newest, 0, -1)
+        for whole in (False, True)
+    ][1:]
     try:
         directory = named(origins)
     except UserError:
-        with contextlib.suppress(UserError):
-            return named(former)
+        for earlier in former:
+            with contextlib.suppress(UserError):
+                return named(earlier)
         raise
     if not (of_run and trained_on) or open_folder(directory).exists(marker):
         return directory
-    with contextlib.suppress(UserError):
-        earlier = named(former)
-        directory = earlier if open_folder(earlier).exists(marker) else directory
+    for earlier in former:
+        with contextlib.suppress(UserError):
+            if open_folder(found := named(earlier)).exists(marker):
+                return found
     return directory
 
 

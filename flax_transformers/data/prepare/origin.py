@@ -47,17 +47,19 @@ class Origin:
     all_content: Callable[[], str] | None = None
 
     @property
-    def former(self) -> Origin:
-        """The same without the versions and the splits of sources, as earlier versions name its
-        store."""
-        settings = {
-            name: {key: v for key, v in value.items() if key != _VERSION}
-            if isinstance(value, dict)
-            else value
-            for name, value in self.settings.items()
-        }
-        sizes, content = self.all_sizes or self.sizes, self.all_content or self.content
-        return replace(self, settings=settings, sizes=sizes, content=content)
+    def version(self) -> int:
+        """The newest version of its sources."""
+        sections = (value for value in self.settings.values() if isinstance(value, dict))
+        return max((section.get(_VERSION, 1) for section in sections), default=1)
+
+    def former(self, version: int, *, all_splits: bool) -> Origin:
+        """The same with sources of at most this version, or that read the files of all splits, as
+        earlier versions name its store."""
+        settings = {name: _of_version(value, version) for name, value in self.settings.items()}
+        former = replace(self, settings=settings)
+        if not all_splits or self.all_sizes is None or self.all_content is None:
+            return former
+        return replace(former, sizes=self.all_sizes, content=self.all_content)
 
     @property
     def identity(self) -> str:
@@ -65,6 +67,13 @@ class Origin:
         loaded = {name: load(config).fingerprint for name, config in self.loaded.items()}
         made_of = {"settings": self.settings, "content": self.content()}
         return digest({**made_of, "loaded": loaded} if loaded else made_of)
+
+
+def _of_version(settings: Any, version: int) -> Any:
+    if not isinstance(settings, dict) or settings.get(_VERSION, 1) <= version:
+        return settings
+    others = {key: value for key, value in settings.items() if key != _VERSION}
+    return others | ({_VERSION: version} if version > 1 else {})
 
 
 def source_settings(source: Any) -> dict[str, Any]:
@@ -197,7 +206,8 @@ def require_same_source(
             continue  # earlier versions noted no sizes and another content
         try:
             same = found[name] == getattr(origin, name)()
-            former = not same and found[name] == getattr(origin.former, name)()
+            whole = origin.former(origin.version, all_splits=True)
+            former = not same and found[name] == getattr(whole, name)()
         except UserError:  # a finished store can be used without its source
             return earlier
         earlier |= former
