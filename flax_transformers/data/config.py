@@ -104,6 +104,13 @@ class TextData(ReadsText, DataConfig):
                 "target_tokenizer is for pairs of a source and a target; leave it out, or give a "
                 "PairSource."
             )
+        held_out = self.validation_source
+        if held_out is not None and held_out.label_kind != self.source.label_kind:
+            theirs, ours = (one.label_kind or "none" for one in (held_out, self.source))
+            raise UserError(
+                f"data.validation_source ({held_out.path}) has other labels, {theirs}, than "
+                f"data.source, {ours}; give a {type(self.source).__name__} with the same labels"
+            )
 
     @property
     def sources(self) -> tuple[Source, ...]:

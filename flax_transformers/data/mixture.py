@@ -120,7 +120,8 @@ class MixedText(ReadsText, DataConfig):
                 "data.max_training_examples and data.examples_per_class are for data without "
                 "components; leave them out"
             )
-        self.part(self.components[0])  # raises what TextData raises
+        for component in self.components:
+            self.part(component)  # raises what TextData raises
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -237,15 +238,19 @@ class PreparedMixture(DatasetDefaults):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The classes, which all components share. Raises UserError if they differ."""
-        names = self.parts[0].label_names
-        for name, part in zip(self.names, self.parts, strict=True):
-            if part.label_names != names:
+        """The classes, which all components share; empty if one has none. Raises UserError if they
+        differ."""
+        first, *others = self.parts
+        if not all(part.label_names for part in self.parts):
+            return ()
+        for name, part in zip(self.names[1:], others, strict=True):
+            if part.label_names != first.label_names:
                 raise UserError(
                     f"The component {name!r} has the classes {listed(part.label_names)}, but "
-                    f"{self.names[0]!r} has {listed(names)}; give all components the same."
+                    f"{self.names[0]!r} has {listed(first.label_names)}; give all components the "
+                    "same."
                 )
-        return names
+        return first.label_names
 
     @property
     def components(self) -> tuple[tuple[str, PreparedText], ...]:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.base import EvaluationSet
+from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.mixture import Component, MixedText, in_proportion
 from flax_transformers.data.pipeline.examples import MixedExamples
 from flax_transformers.data.pipeline.loader import TrainStream
+from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
@@ -213,3 +215,48 @@ def test_an_evaluation_set_is_not_called_as_a_component(data, tmp_path):
     check_config(good)
     with pytest.raises(UserError, match="'de', as a component .*; give the set another name"):
         check_config(bad)
+
+
+def labelled(path, names):
+    rows = [{"text": f"text {n}", "label": names[n % len(names)]} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return LabelledSource(str(path))
+
+
+def test_classes_of_some_components_do_not_matter_unless_all_have_some(tmp_path):
+    write_corpus(tmp_path / "plain.jsonl", 20)
+    plain = TextSource(str(tmp_path / "plain.jsonl"))
+    good, other = (
+        labelled(tmp_path / f"{names[0]}.jsonl", names) for names in (("a", "b"), ("c", "d"))
+    )
+
+    def made(*sources):
+        components = [Component(name=f"n{i}", source=one) for i, one in enumerate(sources)]
+        return MixedText(
+            components=tuple(components), tokenizer=TokenizerConfig("bytes"), shards=1,
+            validation_fraction=0.2, store=str(tmp_path / f"store{len(list(tmp_path.iterdir()))}"),
+        )  # fmt: skip
+
+    data = made(plain, good, other)
+    prepared = prepare(data)
+    assert prepared.label_names == ()
+    held_out = data.of_evaluation_set(EvaluationSet("x", plain), prepared.label_names)
+    assert prepare(held_out).validation.num_documents == 20
+    assert prepare(made(good, good)).label_names == ("a", "b")
+    with pytest.raises(UserError, match=r"'n1' has the classes 'c', 'd', but 'n0' has 'a', 'b'"):
+        _ = prepare(made(good, other)).label_names
+
+
+def second_of_mixture(**settings):
+    one = Component(name="one", source=TextSource("a.txt"))
+    return MixedText(components=(one, Component(name="two", **settings)))
+
+
+@pytest.mark.parametrize("make", [TextData, second_of_mixture])
+def test_held_out_data_with_other_labels_are_refused(make):
+    plain, classes = TextSource("a.txt"), LabelledSource("a.jsonl")
+    numbers = replace(classes, label="number")
+    for source, held_out in ((plain, classes), (classes, plain), (classes, numbers)):
+        with pytest.raises(UserError, match=r"validation_source \(a\.\w+\) has other labels, "):
+            make(source=source, validation_source=held_out)
+    assert make(source=PairSource("a.tsv"), validation_source=plain)
