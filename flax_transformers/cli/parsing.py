@@ -190,10 +190,14 @@ def show_help(name: str, kind: type, config: Any) -> None:
 def override(config: T, overrides: Sequence[str]) -> T:
     """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
 
-    ``--section None`` removes a section that is optional. Raises UserError for an unknown field
-    (with the nearest name), and for a value that does not fit.
+    ``--section None`` removes a section that is optional. An option of data.validation_source that
+    is None makes it a copy of data.source first. Raises UserError for an unknown field (with the
+    nearest name), and for a value that does not fit.
     """
     config, overrides = _without_sections(config, overrides)
+    for token in overrides:
+        if token.startswith("--"):
+            config = _with_section(config, token[2:].replace("-", "_").split("."))
     if not overrides:
         return config
     names = _field_names(config)
@@ -254,6 +258,26 @@ def without_section(config: Any, path: Sequence[str]) -> Any:
     return dataclasses.replace(config, **{name: None})
 
 
+def _with_section(config: Any, path: Sequence[str]) -> Any:
+    """``config`` with a copy of ``source`` as the ``validation_source`` above ``path`` that is
+    None."""
+    name, *inner = path
+    value = getattr(config, name, None) if dataclasses.is_dataclass(config) else None
+    if inner and value is None:
+        value = _start_of(config, name)
+    if not inner or value is None:
+        return config
+    changed = _with_section(value, inner)
+    is_same = changed is getattr(config, name)
+    return config if is_same else dataclasses.replace(config, **{name: changed})
+
+
+def _start_of(config: Any, name: str) -> Any:
+    """What the options of a section that is None change; None if it has no options."""
+    is_held_out = name == "validation_source" and hasattr(config, name)
+    return getattr(config, "source", None) if is_held_out else None
+
+
 def refuse_arguments(overrides: Sequence[str]) -> None:
     """For commands without a config: raises UserError if there are other arguments."""
     if overrides:
@@ -283,11 +307,16 @@ def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
 
 
 def _field_names(value: Any, path: str = "") -> list[str]:
-    """Option names of all fields that are no dataclasses themselves."""
+    """Option names of all fields that are no dataclasses themselves, nor sections that are None."""
     items: list[tuple[str, Any]]
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
         items = [
-            (f.name.replace("_", "-"), getattr(value, f.name)) for f in dataclasses.fields(value)
+            (f.name.replace("_", "-"), found)
+            for f in dataclasses.fields(value)
+            if (found := getattr(value, f.name)) is not None
+            or (found := _start_of(value, f.name)) is not None
+            or not any(map(dataclasses.is_dataclass, typing.get_args(hints[f.name])))
         ]
     elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         items = [(str(i), item) for i, item in enumerate(value)]

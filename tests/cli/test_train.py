@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -142,6 +143,21 @@ def test_fields_of_sinks_are_options():
     assert changed.logging.sinks == (WeightsAndBiases(project="mine", mode="offline"), Csv())
     with pytest.raises(UserError, match="there is no option --logging.sinks"):
         override(config, ["--logging.sinks", "csv"])
+def test_a_validation_source_that_is_none_begins_as_the_source():
+    config = recipe("bert_tiny")
+    assert config.data.validation_source is None
+    tokens = ["--data.source.path", "a.txt", "--data.validation-source.path=b.txt"]
+    changed = override(config, tokens).data
+    assert changed.source == replace(config.data.source, path="a.txt")
+    assert changed.validation_source == replace(config.data.source, path="b.txt")
+    for given in ("--data.validation-source.pth", "--data.validation-source"):
+        with pytest.raises(UserError, match=r"did you mean --data\.validation-source\.path\?"):
+            override(config, [given, "b.txt"])
+    with pytest.raises(UserError, match="there is no option --data.target-tokenizer; did you mean"):
+        override(config, ["--data.target-tokenizer", "x"])
+    with pytest.raises(UserError) as error:
+        override(config, ["--data.target-tokenizer.path", "x"])
+    assert str(error.value).endswith("did you mean --data.tokenizer.path?")
 
 
 @pytest.mark.parametrize("path", ["", "x"])
