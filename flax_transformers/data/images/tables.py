@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flax_transformers.data.images.captions import CAPTIONED, captions_in
-from flax_transformers.data.images.kinds import FoundImage, ImageSource, files_of_split
+from flax_transformers.data.images.kinds import (
+    FoundImage,
+    ImageSource,
+    files_of_split,
+    split_of_path,
+)
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.sources.row_files import reading_parquet
 from flax_transformers.data.sources.tfds import split_of, tfds_builder, tfds_files
@@ -37,7 +42,7 @@ class ParquetImages:
         if source.caption_field:
             self.classes = CAPTIONED
         elif not self.classes:
-            self._number_labels()
+            self._number_labels(_training_files(source, root, files) or self._files)
 
     def _check_columns(self, path: Path, schema: Any) -> None:
         for column in self._columns:
@@ -48,19 +53,29 @@ class ParquetImages:
                     "caption_field."
                 )
 
-    def _number_labels(self) -> None:
-        """Derives the classes from the labels: numbers from 0, or sorted names."""
-        values: set[Any] = set()
-        for path in self._files:
-            with _parquet(path) as file:
-                column = self._source.label_field
-                values |= set(file.read([column]).column(column).unique().to_pylist())
-        values.discard(None)
+    def _number_labels(self, training: Sequence[Path]) -> None:
+        """Derives the classes from the labels: numbers from 0, or the sorted names of the
+        ``training`` files."""
+        values = self._labels(self._files)
         if all(isinstance(value, int) for value in values):
             self.classes = tuple(map(str, range(max(values, default=-1) + 1)))
-        else:
-            self.classes = tuple(sorted(map(str, values)))
-            self._names = {name: number for number, name in enumerate(self.classes)}
+            return
+        known = values if training == self._files else self._labels(training)
+        if unknown := sorted(map(str, values - known)):
+            raise UserError(
+                f"The images of the split {self._source.split!r} of {self._source.path} have a "
+                f"class {unknown[0]!r} that the training images do not have; leave them out."
+            )
+        self.classes = tuple(sorted(map(str, known)))
+        self._names = {name: number for number, name in enumerate(self.classes)}
+
+    def _labels(self, files: Sequence[Path]) -> set[Any]:
+        found: set[Any] = set()
+        for path in files:
+            with _parquet(path) as file:
+                column = self._source.label_field
+                found |= set(file.read([column]).column(column).unique().to_pylist())
+        return found - {None}
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self._groups)
@@ -87,6 +102,11 @@ class ParquetImages:
 
     def files(self) -> list[tuple[str, Path]]:
         return [(path.suffix, path) for path in self._files]
+
+
+def _training_files(source: ImageSource, root: Path, files: Sequence[Path]) -> list[Path]:
+    """The files of the training split, if files are named by splits."""
+    return [path for path in files if split_of_path(root, path, source.split) == "train"]
 
 
 @contextlib.contextmanager

@@ -456,3 +456,23 @@ def test_a_store_may_be_in_the_home_folder(tmp_path, monkeypatch):
     write_folder(tmp_path / "images")
     made = prepare(data("~/images", store="~/store"))
     assert made.directory == str(tmp_path / "store")
+
+
+def write_named(path, labels):
+    columns = {"image": [{"bytes": png(n)} for n in range(len(labels))], "label": labels}
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def test_held_out_images_of_parquet_files_may_lack_a_class(tmp_path):
+    write_named(tmp_path / "train-00000-of-00001.parquet", ["a", "b", "c"] * 2)
+    write_named(tmp_path / "validation-00000-of-00001.parquet", ["c", "a"])
+    made = prepare(data(tmp_path, store=str(tmp_path / "store")))
+    assert made.label_names == ("a", "b", "c")
+    assert made.validation.labels.tolist() == [2, 0]
+
+
+def test_held_out_images_of_parquet_files_have_no_other_class(tmp_path):
+    write_named(tmp_path / "train-00000-of-00001.parquet", ["a", "b"])
+    write_named(tmp_path / "validation-00000-of-00001.parquet", ["a", "d"])
+    with pytest.raises(UserError, match="have a class 'd' that the training images do not have"):
+        prepare(data(tmp_path, store=str(tmp_path / "store")))
