@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -128,9 +127,9 @@ def test_an_optional_section_is_removed_by_none(tokens):
 
 def test_phases_in_a_list_take_options(capsys):
     config = tiny_config("text.txt", "store")
-    listed = dataclasses.replace(config, phases=list(config.phases))
+    listed = replace(config, phases=list(config.phases))
     changed = override(listed, ["--phases.0.steps", "7"])
-    assert changed.phases == (dataclasses.replace(config.phases[0], steps=7),)
+    assert changed.phases == (replace(config.phases[0], steps=7),)
     show_help("train", Train, listed)
     assert "--phases.0.steps INT" in capsys.readouterr().out
 
@@ -138,11 +137,13 @@ def test_phases_in_a_list_take_options(capsys):
 def test_fields_of_sinks_are_options():
     config = tiny_config("text.txt", "store")
     sinks = (WeightsAndBiases(project="mine"), Csv())
-    config = dataclasses.replace(config, logging=Logging(sinks=sinks))
+    config = replace(config, logging=Logging(sinks=sinks))
     changed = override(config, ["--logging.sinks.0.mode", "offline"])
     assert changed.logging.sinks == (WeightsAndBiases(project="mine", mode="offline"), Csv())
     with pytest.raises(UserError, match="there is no option --logging.sinks"):
         override(config, ["--logging.sinks", "csv"])
+
+
 def test_a_validation_source_that_is_none_begins_as_the_source():
     config = recipe("bert_tiny")
     assert config.data.validation_source is None
