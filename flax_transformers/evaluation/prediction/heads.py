@@ -351,7 +351,7 @@ class TextScores(Embeddings):
             if not self.objective.frame.before:  # nothing from which to predict the first token
                 size -= bytes_of_first(text, texts.tokenizer)
             bits = -line["log_likelihood"] / math.log(2)
-            line["bits_per_byte"] = six_digits(bits / size) if line["tokens"] else None
+            line["bits_per_byte"] = six_digits(bits / size) if line["tokens"] and size else None
         return lines
 
 

@@ -179,8 +179,11 @@ def score_lines(
 def bytes_of_first(text: str, tokenizer: Tokenizer) -> float:
     """Number of bytes of a text's first token; the tokens of one character have equal parts."""
     [(_, offsets)] = tokenizer.encode_with_offsets([text])
-    sharing = int((offsets == offsets[0]).all(axis=1).sum())
-    return len(text[: int(offsets[0, 1])].encode()) / sharing
+    size, begins, ends = 0.0, offsets[:, 0], offsets[:, 1]
+    for place, character in enumerate(text[: int(ends[0])]):
+        sharing = int(((begins <= place) & (place < ends)).sum())
+        size += len(character.encode()) / max(1, sharing)
+    return size
 
 
 def six_digits(value: Any) -> float:

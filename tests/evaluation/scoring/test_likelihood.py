@@ -100,6 +100,19 @@ def test_the_first_token_has_its_bytes(kind, text, size):
     assert bytes_of_first(text, tokenizer) == size
 
 
+class Offsets:
+    def __init__(self, *offsets):
+        self._offsets = np.array(offsets)
+
+    def encode_with_offsets(self, texts):
+        return [(np.zeros(len(self._offsets), np.int32), self._offsets) for _ in texts]
+
+
+def test_tokens_that_end_within_a_character_share_its_bytes():
+    assert bytes_of_first("ール", Offsets((0, 2), (1, 2))) == 4.5
+    assert bytes_of_first(" ーx", Offsets((1, 2), (2, 3))) == 4
+
+
 @pytest.mark.slow
 def test_a_masked_model_scores_each_token_that_it_does_not_see(tmp_path, capsys):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
