@@ -49,7 +49,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
         code = main(arguments)
         return code
     except SystemExit as error:  # --help
-        code = int(error.code or 0)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise
     finally:
         watchdog.enter("exit")

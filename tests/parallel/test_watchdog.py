@@ -334,7 +334,6 @@ with watchdog.phase("step"):""",
         assert "it waits for process 1" in said
 
 
-@pytest.mark.multi_process
 class SlowPeers:
     """Notes the values that are being put and those that were put."""
 
@@ -366,6 +365,7 @@ def test_no_exchange_with_other_processes_lasts_longer_than_the_program():
         assert len(peers.begun) == begun
 
 
+@pytest.mark.multi_process
 def test_a_signal_to_a_forked_child_is_not_reported_to_its_parent(start):
     code, out, _ = ended(
         start("""
