@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
+from flax_transformers import ranges
 from flax_transformers.families.bert import SWITCHES, BertConfig, TextForMultipleChoice
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
@@ -68,14 +68,20 @@ class DistilBertConfig(BertConfig):
     architecture: str = "DistilBertForMaskedLM"
     num_layers: int = 6
     token_types: int = 0
-    classifier_dropout: float | None = None
-    """Dropout rate before a head; None: that of the original, 0.2 for sequences and choices, 0.1
-    for answers, ``dropout`` for tokens."""
+    classifier_dropout: float | None = 0.2
+    """Dropout rate before a head for sequences or choices; None: ``dropout``. Other heads do not
+    use it: that for tokens has ``dropout``, as in the original."""
+    answer_dropout: float = 0.1
+    """Dropout rate before the head for answers."""
+
+    RANGES: ClassVar[ranges.Ranges] = {"answer_dropout": ranges.RATE}
 
     @property
     def head_dropout(self) -> float:
-        rate = _HEAD_DROPOUT.get(_head_field(self.architecture), self.dropout)
-        return rate if self.classifier_dropout is None else self.classifier_dropout
+        if self.architecture.endswith("ForTokenClassification"):
+            return self.dropout
+        answers = self.architecture.endswith("ForQuestionAnswering")
+        return self.answer_dropout if answers else super().head_dropout
 
 
 SIZES: dict[str, DistilBertConfig] = {
@@ -85,36 +91,7 @@ SIZES: dict[str, DistilBertConfig] = {
 }
 """The published sizes; uncased English where the name does not say otherwise."""
 
-_HEAD_DROPOUT = {"seq_classif_dropout": 0.2, "qa_dropout": 0.1}
-"""The fields of a config.json with the dropout before a head, and their defaults."""
-
-
-def _head_field(architecture: str) -> str:
-    """The field with the dropout before the head of an architecture."""
-    if architecture.endswith("ForTokenClassification"):
-        return "dropout"
-    return "qa_dropout" if architecture.endswith("QuestionAnswering") else "seq_classif_dropout"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fields(huggingface.JsonFields[DistilBertConfig]):
-    """The config.json, which has a field for the dropout before each kind of head."""
-
-    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        fields = super().fields(config)
-        name = _head_field(fields["architecture"])
-        published = _HEAD_DROPOUT.get(name, fields["dropout"])
-        defaults = replace(self.defaults, classifier_dropout=published)
-        found = huggingface.read_numbers(config, {"classifier_dropout": name}, defaults)
-        return fields | ({} if found["classifier_dropout"] == published else found)
-
-    def own_json(self, config: Any) -> dict[str, Any]:
-        name = _head_field(config.architecture)
-        head = {name: config.head_dropout} if name in _HEAD_DROPOUT else {}
-        return super().own_json(config) | head
-
-
-JSON = _Fields(
+JSON = huggingface.JsonFields(
     defaults=DistilBertConfig(),
     fixed={"model_type": "distilbert"},
     numbers={
@@ -126,6 +103,8 @@ JSON = _Fields(
         "max_positions": "max_position_embeddings",
         "dropout": "dropout",
         "attention_dropout": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+        "answer_dropout": "qa_dropout",
         "init_std": "initializer_range",
         "pad_id": "pad_token_id",
     },

@@ -338,8 +338,8 @@ class JsonFields(Generic[C]):
 
     def own_json(self, config: Any) -> dict[str, Any]:
         """The inverse of ``own_fields``. Raises UserError for a limit of positions of None."""
-        if "classifier_dropout" in self.numbers:  # may not be null there
-            config = replace(config, classifier_dropout=config.head_dropout)
+        if "classifier_dropout" in self.numbers and config.classifier_dropout is None:
+            config = replace(config, classifier_dropout=config.dropout)  # may not be null there
         theirs = self.numbers.get("max_positions")
         if theirs and config.max_positions is None and self.defaults.max_positions is not None:
             raise UserError(

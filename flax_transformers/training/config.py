@@ -222,7 +222,7 @@ _DEFINES_RUN = ("model", "objective", "data", "lora", "seed")
 """What identifies a run. All else (rates, mesh, logging ...) may change when it is resumed."""
 
 _FREE_WITHIN = re.compile(
-    r"""model\.generation(\..*)? | data\.( store | prepare_processes | workers | verify
+    r"""model\.(generation|hub_fields)(\..*)? | data\.( store | prepare_processes | workers | verify
     # Checked by the fingerprints of the training examples and the tokenizers, wherever they are:
     | ((components\.\d+\.)?source|sources\.\d+)\.(\w+_)?path
     | (target_)?tokenizer(\..*)?

@@ -8,9 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from flax_transformers.config_json import from_json, to_json
 from flax_transformers.errors import UserError
-from flax_transformers.families.distilbert import JSON, SIZES, DistilBertConfig
-from flax_transformers.huggingface.family import build_model, config_json
+from flax_transformers.families.distilbert import FAMILY, JSON, SIZES, DistilBertConfig
+from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.fields import kept_fields
+from flax_transformers.testing import tiny_config
+from flax_transformers.training.config import check_resumable
 from tests.families.parity import count_parameters, first_by_default
 from tests.golden import distilbert as golden
 from tests.huggingface.tensors import drawn_model
@@ -42,7 +46,7 @@ def test_the_dropout_before_a_head_is_that_of_the_original(head):
     field, rate = HEADS[head]
     given = {"architectures": [f"DistilBertFor{head}"], "dropout": 0.15}
     config = JSON.read(given)
-    assert config.head_dropout == rate and config.classifier_dropout is None
+    assert config.head_dropout == rate
     assert config_json(config)[field] == rate
     other = JSON.read(given | {"seq_classif_dropout": 0.3, "qa_dropout": 0.3, "dropout": 0.3})
     assert other.head_dropout == 0.3 and JSON.read(config_json(other)) == other
@@ -50,21 +54,40 @@ def test_the_dropout_before_a_head_is_that_of_the_original(head):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_reads_the_hidden_states_after_dropout(head):
+def test_every_head_reads_the_hidden_states_after_dropout(head, monkeypatch):
     model, params = drawn_model(f"DistilBertFor{head}", dropout=0.0, attention_dropout=0.0)
     ids = np.arange(5, 15, dtype=np.int32).reshape(
         (1, 2, 5) if head == "MultipleChoice" else (2, 5)
     )
 
     def logits(rate):
-        dropped = build_model(dataclasses.replace(model.config, classifier_dropout=rate))
+        monkeypatch.setattr(DistilBertConfig, "head_dropout", rate)
         rngs = {"dropout": jax.random.key(0)}
         outputs = jax.jit(
-            lambda tree: dropped.apply({"params": tree}, ids, deterministic=False, rngs=rngs)
+            lambda tree: model.apply({"params": tree}, ids, deterministic=False, rngs=rngs)
         )(params)
         return np.asarray(outputs.start_logits if head == "QuestionAnswering" else outputs.logits)
 
     assert not np.array_equal(logits(0.5), logits(0.0))
+
+
+@pytest.mark.parametrize("head", [*HEADS, "MaskedLM"])
+def test_runs_from_before_answer_dropout_are_resumed(head):
+    model = DistilBertConfig(architecture=f"DistilBertFor{head}")
+    config = dataclasses.replace(tiny_config("text.txt", "store"), model=model)
+    saved = to_json(config)
+    del saved["model"]["answer_dropout"]
+    assert saved["model"]["classifier_dropout"] == 0.2  # which they saved for every head
+    assert check_resumable(saved, config, "here") == []
+    assert from_json(saved) == config
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_fields_of_the_published_files_are_known(head, caplog):
+    given = {"architectures": [f"DistilBertFor{head}"], "qa_dropout": 0.1, "dropout": 0.1}
+    given |= {"seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False}
+    kept_fields(given, config_json(JSON.read(given)), FAMILY.aliases)
+    assert caplog.text == ""
 
 
 PUBLISHED = {

@@ -120,6 +120,15 @@ def test_the_path_of_the_same_data_may_be_spelt_otherwise():
     assert changed == ["data.source.path 'text.txt' -> './text.txt'"]
 
 
+def test_the_fields_that_a_config_json_had_beside_the_model_may_change():
+    first = dataclasses.replace(from_json(SAVED["model"]), hub_fields=(("seq_length", "1"),))
+    saved = to_json(tiny_config("text.txt", "store", model=first))
+    for value in ((), (("seq_length", "2"),)):
+        model = dataclasses.replace(first, hub_fields=value)
+        config = tiny_config("text.txt", "store", model=model)
+        assert len(check_resumable(saved, config, "here")) == 1
+
+
 def test_an_unchanged_run_goes_on_without_a_word():
     assert check() == []
     assert check_resumable(json.loads(json.dumps(SAVED)), from_json(SAVED), "here") == []
