@@ -338,7 +338,8 @@ def from_json(value: Any) -> Any:
         return {key: from_json(item) for key, item in value["items"].items()}
     kind = _type_of(value.get("type"))
     computed = {field.name for field in dataclasses.fields(kind) if not field.init}
-    saved = {key: from_json(item) for key, item in value.items() if key not in ("type", "format")}
+    read = from_json if _is_ours(kind) else _own_value
+    saved = {key: read(item) for key, item in value.items() if key not in ("type", "format")}
     try:
         former = _FORMER_DEFAULTS.get(type_id(kind), {})
         named = former | current_names(kind, saved)
@@ -347,6 +348,15 @@ def from_json(value: Any) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise _unreadable(value.get("type"), error) from error
+
+
+def _own_value(value: Any) -> Any:
+    """A value of a user's own dataclass, of whose dicts older versions saved the items alone."""
+    if isinstance(value, list):
+        return tuple(map(_own_value, value))
+    if isinstance(value, dict) and "type" not in value:
+        return {key: _own_value(item) for key, item in value.items()}
+    return from_json(value)
 
 
 def current_names(kind: type, saved: Mapping[str, Any]) -> dict[str, Any]:

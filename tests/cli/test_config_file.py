@@ -28,8 +28,10 @@ from flax_transformers.config_json import (
     types_found_by,
 )
 from flax_transformers.errors import UserError
+from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.restore import saved_config
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.training.config import check_resumable
 
 OWN = """
 from dataclasses import dataclass
@@ -187,6 +189,21 @@ def test_values_of_a_user_s_dataclass_read_back(kept):
     assert saved.keys() == {"type", "kept"}
     assert from_json(saved) == Keeping(kept)
     assert from_json(saved | {"derived": 0}) == Keeping(kept)  # as older versions saved it
+
+
+@dataclasses.dataclass(frozen=True)
+class WithDict(MaskedLM):
+    weights: dict = dataclasses.field(default_factory=dict)
+
+
+def test_runs_whose_dicts_were_saved_without_a_type_are_resumed():
+    weights = {"format": 0.5, "inner": ({"x": None},)}
+    config = tiny_config("text.txt", "store", objective=WithDict(weights=weights))
+    config_json.register_types_of(config)
+    saved = to_json(config)
+    saved["objective"]["weights"] = json.loads(json.dumps(weights))
+    assert from_json(saved) == config
+    assert check_resumable(saved, config, "here") == []
 
 
 @pytest.mark.parametrize(
