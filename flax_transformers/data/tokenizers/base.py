@@ -43,6 +43,12 @@ class Tokenizer:
     """Whether ``encode_with_ends`` takes hardly longer than ``encode_batch``."""
 
     @property
+    def prompt_names(self) -> Mapping[str, int] | None:
+        """The ids of the names that `encode_prompt` reads and ``encode_batch`` does not; None if
+        these are not known by their characters alone."""
+        return None
+
+    @property
     def safe_cut(self) -> re.Pattern[str] | None:
         """Matches, empty, at positions where a text may be cut without changing its ids; None if
         no such position is known."""
@@ -82,6 +88,17 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> np.ndarray:
         """The ids of `encode_prompt_with_offsets`."""
         return self.encode_prompt_with_offsets(text)[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of `encode_prompt` for each text, by ``encode_batch`` where these are the same,
+        which takes a hundredth of the time."""
+        if self.prompt_names is None:
+            return [self.encode_prompt(text) for text in texts]
+        encoded = self.encode_batch(texts)
+        for i, text in enumerate(texts):
+            if any(name in text for name in self.prompt_names):
+                encoded[i] = self.encode_prompt(text)
+        return encoded
 
     def encode_with_ends(
         self, texts: Sequence[str], ends: Sequence[Sequence[int]]
@@ -125,8 +142,7 @@ class Tokenizer:
                 f"max_length is {max_length}, but the special tokens around a text are "
                 f"{len(before) + len(after)}; set it higher"
             )
-        encoded = map(self.encode_prompt, texts)
-        rows = [[*before, *ids[:limit], *after] for ids in encoded]
+        rows = [[*before, *ids[:limit], *after] for ids in self.encode_prompts(texts)]
         length = max(pad_to, *map(len, rows))
         input_ids = np.full((len(rows), length), self.vocabulary.pad_id, np.int32)
         attention_mask = np.zeros((len(rows), length), np.int32)

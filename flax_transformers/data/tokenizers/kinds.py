@@ -89,9 +89,12 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [ids for ids, _ in self.encode_with_ends(texts, [()] * len(texts))]
 
+    @functools.cached_property
+    def prompt_names(self) -> Mapping[str, int]:
+        return {name: i for i, name in self.names.items()}
+
     def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        special = {name: i for i, name in self.names.items()}
-        return joined_with_offsets(self.encode_with_offsets, text, special)
+        return joined_with_offsets(self.encode_with_offsets, text, self.prompt_names)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         return list(zip(self.encode_batch(texts), map(_byte_offsets, texts), strict=True))

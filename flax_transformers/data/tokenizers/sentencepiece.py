@@ -121,6 +121,10 @@ class SentencePieceTokenizer(Tokenizer):
         """The ids of pieces."""
         return self._ids[pieces] if self._is_mapped else pieces
 
+    @property
+    def prompt_names(self) -> Mapping[str, int]:
+        return self._special
+
     def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         names = {**self._plain, **self._special}
         return self._joined_with_offsets(text, names)
@@ -324,10 +328,13 @@ class MarianTokenizer(Tokenizer):
         unknown = self._id_of["<unk>"]
         return np.array([self._id_of.get(piece, unknown) for piece in pieces], np.int32)
 
-    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def prompt_names(self) -> Mapping[str, int]:
         named = {self._names[i]: i for i in self._skipped}
-        names = {name: i for name, i in named.items() if not _is_language(name)}
-        return joined_with_offsets(self.encode_with_offsets, text, names)
+        return {name: i for name, i in named.items() if not _is_language(name)}
+
+    def encode_prompt_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return joined_with_offsets(self.encode_with_offsets, text, self.prompt_names)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         return list(zip(self.encode_batch(texts), map(self._offsets, texts), strict=True))

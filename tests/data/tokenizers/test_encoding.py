@@ -218,6 +218,24 @@ def test_sentences_of_most_languages_need_no_offsets(name, monkeypatch):
     assert len(asked) <= len(texts) // 4, asked
 
 
+@pytest.mark.parametrize("name", ["unigram", "unigram with whitespace", "BPE", "bytes"])
+def test_texts_without_special_tokens_need_no_offsets(name, monkeypatch):
+    tokenizer, texts = made(name), [*TEXTS.values(), ""]
+    prompts = [tokenizer.encode_prompt(text).tolist() for text in texts]
+    monkeypatch.setattr(type(tokenizer), "encode_prompt_with_offsets", None)
+    rows, (before, after) = tokenizer(texts), (tokenizer.frame.before, tokenizer.frame.after)
+    lengths = rows["attention_mask"].sum(1)
+    found = [row[:length].tolist() for row, length in zip(rows["input_ids"], lengths, strict=True)]
+    assert found == [[*before, *ids, *after] for ids in prompts]
+
+
+def test_texts_of_a_batch_are_read_as_prompts(tokenizer):
+    names = tokenizer.pieces(tokenizer.vocabulary.special_ids)
+    texts = [*ALL, *(f"a {name}b" for name in names)]
+    prompts = [tokenizer.encode_prompt(text).tolist() for text in texts]
+    assert [ids.tolist() for ids in tokenizer.encode_prompts(texts)] == prompts
+
+
 def test_a_text_may_be_cut_where_a_tokenizer_says_so(tokenizer):
     if tokenizer.safe_cut is None:
         return
