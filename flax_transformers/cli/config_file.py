@@ -172,7 +172,8 @@ def _import_file(path: Path) -> ModuleType:
 
     Its folder is first on ``sys.path`` during the import, as for ``python FILE``, and stays at the
     end, so that workers can also import neighbouring modules. Raises UserError for a file that
-    fails, and for one that defines classes but has the name of another module.
+    fails, and for one that defines classes but has the name of another module, be it a neighbour of
+    a config file that is imported later.
     """
     folder, name = str(path.parent.resolve()), path.stem
     if name in _folders:  # this file, or another of the same name
@@ -199,7 +200,7 @@ def _import_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
-    own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
+    own = _own_classes(module)
     if taken and own:
         raise UserError(
             f"config file {path} defines the class {own[0].__name__}, which data workers import by "
@@ -210,17 +211,36 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _own_classes(module: ModuleType) -> list[type]:
+    """The classes that a module defines."""
+    values = vars(module).values()
+    return [v for v in values if isinstance(v, type) and v.__module__ == module.__name__]
+
+
 def _drop_namesakes(folder: str) -> None:
-    """Forgets modules from the folders of other config files that are in this folder too."""
+    """Forgets modules from the folders of other config files that are in this folder too.
+
+    Raises UserError for a config file among them that defines classes.
+    """
     others = set(_folders.values()) - {folder}
     known = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    namesakes = []
     for name in known:
         top = name.partition(".")[0]
         file = Path(known.get(top) or "")
         within = file.parents[1] if file.name == "__init__.py" else file.parent
         here = (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py"))
         if str(within) in others and any(map(Path.is_file, here)):
-            del sys.modules[name]
+            namesakes.append(name)
+    for name in namesakes:
+        if name in _folders and (own := _own_classes(sys.modules[name])):
+            raise UserError(
+                f"config file {known[name]} defines the class {own[0].__name__}, which data "
+                f"workers import by the file's name, and {folder} has a module {name!r} too; "
+                "rename the file"
+            )
+    for name in namesakes:
+        del sys.modules[name]
 
 
 def _is_another_module(name: str, path: Path) -> bool:
@@ -334,6 +354,5 @@ def _imported_from_folder(file: Path, name: str) -> ModuleType:
 
 def _register_types_in(module: ModuleType) -> None:
     """Registers the dataclasses that a module defines, so that no second import makes others."""
-    for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == module.__name__ and is_dataclass(value):
-            config_json.register(value)
+    for kind in filter(is_dataclass, _own_classes(module)):
+        config_json.register(kind)

@@ -156,6 +156,14 @@ def test_neighbours_of_one_name_are_told_apart(write, tmp_path, neighbour):
         assert worker_imports.origin == str(tmp_path / folder / neighbour)
 
 
+def test_a_config_whose_classes_have_the_name_of_a_neighbour_of_another_is_kept(write):
+    first = load_config(write("one/base_twice.py", write.config(OWN))).objective
+    write("two/base_twice.py", OWN)
+    with pytest.raises(UserError, match=r"one/base_twice\.py defines the class Mine.*rename the"):
+        load_config(write("two/tuned.py", write.config("from base_twice import Mine")))
+    assert pickle.loads(pickle.dumps(first)) == first
+
+
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
     value: int = 1
