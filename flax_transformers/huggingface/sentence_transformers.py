@@ -201,13 +201,21 @@ def carried_modules(
     if describes_sentences(config) or not config.architecture.endswith(_EMBEDDING):
         return {}
     folder, found = Path(directory), {MODULES: Path(directory) / MODULES}
-    for kind, path in _listed(folder):
+    modules = _listed(folder)
+    if modules[:1] != [("Transformer", "")]:
+        logger.warning(
+            "%s is not copied, because its first module is no Transformer in the folder itself; "
+            "copy the modules yourself",
+            found[MODULES],
+        )
+        return {}
+    for kind, path in modules:
         files = {file.name: file for file in sorted((folder / path).glob("*")) if file.is_file()}
         lacks = kind not in ("Transformer", "Normalize") and "config.json" not in files
         lacks |= kind not in _PLAIN and not any(name.endswith(_WEIGHTS) for name in files)
-        apart = path != os.path.basename(path) or (kind == "Transformer" and path != "")
-        if lacks or apart:
-            fault = f"is in {path!r}" if apart else "lacks its config.json or its weights"
+        apart = path in (".", "..") or path != os.path.basename(path)
+        if lacks or apart or (kind == "Transformer" and path):
+            fault = "lacks its config.json or its weights" if lacks else f"is in {path!r}"
             logger.warning(
                 "%s is not copied, because its module %s %s; copy the modules yourself",
                 found[MODULES], kind, fault,

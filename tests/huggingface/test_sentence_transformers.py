@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from flax_transformers.huggingface.peft import write_adapter
 from flax_transformers.huggingface.placement import adapted_shapes
 from flax_transformers.huggingface.read import directory_config
 from flax_transformers.huggingface.sentence_transformers import (
+    carried_modules,
     sentence_length,
     sentence_limit,
     vector_length_is_one,
@@ -221,6 +223,36 @@ def test_the_modules_of_what_has_no_pooling_in_its_config_are_copied(
     save_pretrained(tmp_path / "b", *drawn, tokenizer_from=source)
     for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"):
         assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "fault"),
+    [
+        (
+            0,
+            {"type": "sentence_transformers.models.CLIPModel", "path": "0_CLIP"},
+            "is no Transformer",
+        ),
+        (0, {"path": "0_Transformer"}, "is no Transformer"),
+        (1, {"path": ".."}, r"is in '\.\.'"),
+        (1, {"path": "."}, r"is in '\.'"),
+    ],
+)
+def test_whole_models_and_files_elsewhere_are_not_copied(tmp_path, caplog, number, changes, fault):
+    source = published(tmp_path / "all" / "a")
+    for folder in (source / "0_CLIP", source.parent):
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+    modules = json.loads((source / "modules.json").read_text())
+    modules[number] |= changes
+    (source / "modules.json").write_text(json.dumps(modules))
+    config = tiny_architecture("CLIPModel")
+    with caplog.at_level(logging.WARNING, logger="flax_transformers"):
+        assert carried_modules(source, config) == {}
+    assert re.search(f"module .*{fault}.*; copy the modules yourself", caplog.text)
+    (source / "modules.json").write_text("[]")
+    assert carried_modules(source, config) == {}
 
 
 def test_modules_are_not_copied_beside_a_head_of_labels_or_a_config_with_a_pooling(tmp_path):
