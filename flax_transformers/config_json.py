@@ -417,10 +417,15 @@ def _own_type(name: str) -> type:
 
 def _registered_elsewhere(name: str) -> type | None:
     """The only registered type of a name whose module was saved without its package, as older
-    versions did for ``python -m``, or as ``__main__``, as in a notebook."""
+    versions did for ``python -m``, or with one that this program runs without (``python
+    pkg/train.py``), or as ``__main__``, as in a notebook."""
     module, _, kind = name.partition(":")
     ends = f":{kind}" if module == "__main__" else f".{name}"
-    found = {other for type_id, other in _registered.items() if type_id.endswith(ends)}
+    found = {
+        other
+        for type_id, other in _registered.items()
+        if type_id.endswith(ends) or name.endswith(f".{type_id}")
+    }
     return found.pop() if len(found) == 1 else None
 
 

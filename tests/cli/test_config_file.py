@@ -263,6 +263,15 @@ def test_a_class_of_a_notebook_or_without_its_package_reads_back_if_one_is_regis
         from_json(saved)
 
 
+def test_a_class_saved_with_a_package_reads_back_in_a_program_without_it():
+    saved = {"type": f"pkg.{__name__}:Elsewhere", "value": 3}
+    register(dataclasses.make_dataclass("Elsewhere", [], namespace={"__module__": "other"}))
+    with pytest.raises(UnregisteredType):
+        from_json(saved)
+    register(Elsewhere)
+    assert from_json(saved) == Elsewhere(3)
+
+
 def test_a_type_that_format_1_named_with_a_dot_reads_back_when_it_is_registered():
     saved = {"type": f"{__name__}.Elsewhere", "value": 3}
     with pytest.raises(UserError, match="cannot read"):
