@@ -120,13 +120,15 @@ class ConversationSource(Source):
     def parts(self) -> Iterator[Part]:
         if self.path == "embedded":
             yield Part(MemoryTexts(tuple(self.embedded_texts())), _row)
-        for _, path in self.files():
-            yield Part(_records(path, self), _row)
+            return
+        listing = self.listing()
+        for _, path in listing.files:
+            yield Part(_records(path, self, listing.inside), _row)
 
 
-def _records(path: Path, source: ConversationSource) -> Records:
+def _records(path: Path, source: ConversationSource, inside: bool) -> Records:
     if ending(path, source.endings) != ".parquet":
-        return row_files.row_file(path, source.split, FIELDS)
+        return row_files.row_file(path, source.split, FIELDS, inside=inside)
     from pyarrow import parquet
 
     with reading_parquet(path):

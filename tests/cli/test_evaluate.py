@@ -21,6 +21,7 @@ from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.sources.read import read_documents
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
@@ -344,3 +345,7 @@ def test_a_set_is_of_no_split_of_the_training_data(tmp_path):
     rows, inside, tfds = (one.source for one in _with_sets(config, of).evaluation.sets)
     assert [path.name for _, path in rows.files()] == ["test_sft.jsonl"]
     assert (inside.split, tfds.split) == ("train_sft", "train_sft")
+    path = tmp_path / "mytest.json"
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    (whole,) = (one.source for one in _with_sets(config, [f"d={path}"]).evaluation.sets)
+    assert [document.text for _, document in read_documents(whole)] == [("a",), ("b",)]

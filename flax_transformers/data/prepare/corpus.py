@@ -13,6 +13,7 @@ from flax_transformers.data.sources.corpus_files import ending, would_read
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.read import CorpusReader, tied_shards
 from flax_transformers.data.sources.records import Source
+from flax_transformers.data.sources.row_files import has_splits
 from flax_transformers.data.sources.tfds import PREFIX
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
@@ -51,8 +52,13 @@ class Corpus:
             return
         ours, theirs = self.source, self.validation_source
         common = set(self._files(ours)) & set(self._files(theirs))
-        if ours.split != theirs.split:  # a json file may contain both
-            common = {file for file in common if not ending(Path(file), (".json",))}
+        splits = ours.split, theirs.split
+        if splits[0] != splits[1]:  # a json file may contain both
+            common = {
+                file
+                for file in common
+                if not ending(Path(file), (".json",)) or not has_splits(Path(file), splits)
+            }
         if common:
             raise UserError(
                 f"{min(common)} is read for source and for validation_source; give them different "

@@ -25,12 +25,14 @@ _SOLID = (".parquet",)
 class Listing:
     """(name, path) of the ``files`` that are read, sorted by name, and what is ``unread``.
 
-    Names are relative to the folder. ``root``: the folder that the files are in or below.
+    Names are relative to the folder. ``root``: the folder that the files are in or below, or the
+    one file. ``inside``: whether they are json files that have to contain the split.
     """
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     unread: Unread = field(default_factory=dict)
     root: Path = Path()
+    inside: bool = False
 
     def leave_out(self, kind: str, size: int = 0) -> None:
         """Counts a file or folder that is not read."""
@@ -52,7 +54,6 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     root = Path(os.path.expanduser(path))
     listing = Listing(root=root)
     if root.is_file():
-        listing.root = root.parent
         listing.files.append((root.name, root))
     elif root.is_dir():
         _list_folder(root, endings, listing)

@@ -87,8 +87,10 @@ class LabelledSource(Source):
             examples = TfdsExamples(self, tuple(texts), (label,))
             yield Part(examples, partial(_row, self, examples.class_names(label)))
             return
-        for _, path in self.files():
-            yield Part(row_file(path, self.split, texts, (label,)), partial(_row, self, None))
+        listing = self.listing()
+        for _, path in listing.files:
+            rows = row_file(path, self.split, texts, (label,), inside=listing.inside)
+            yield Part(rows, partial(_row, self, None))
 
 
 def _row(
@@ -179,8 +181,10 @@ class ChoiceSource(Source):
 
     def parts(self) -> Iterator[Part]:
         others = (*self.choice_fields, self.label_field)
-        for _, path in self.files():
-            yield Part(row_file(path, self.split, self.fields, others), self._document)
+        listing = self.listing()
+        for _, path in listing.files:
+            rows = row_file(path, self.split, self.fields, others, inside=listing.inside)
+            yield Part(rows, self._document)
 
     def texts_of(
         self, decoder: Decoder, row: Row, where: Where

@@ -76,16 +76,17 @@ class PairSource(records.Source):
             (_, one), (_, other) = self.files()
             yield records.Part(records.TwoFiles(one, other), partial(_parallel_pair, self))
         else:
-            for _, path in self.files():
+            listing = self.listing()
+            for _, path in listing.files:
                 if ending(path, self.endings) == ".tsv":
                     yield records.Part(
                         row_files.ChosenFile(path, partial(_tsv_file, path, fields)),
                         partial(_tsv, self),
                     )
                 else:
-                    yield records.Part(
-                        row_files.row_file(path, self.split, fields), partial(_row, self)
-                    )
+                    inside = listing.inside
+                    rows = row_files.row_file(path, self.split, fields, inside=inside)
+                    yield records.Part(rows, partial(_row, self))
 
 
 def _pair(source: PairSource, one: str, other: str, where: Where) -> Document:

@@ -92,7 +92,8 @@ class Source:
     "tfds:NAME[/CONFIG][:VERSION]", or "tfds:/folder/of/a/prepared/builder".
     ``split``: of files that are named by splits as on the Hugging Face hub (``test.jsonl``,
     ``test-00000-of-00001.parquet``, ``test/...``), those that are read; files that are not so named
-    are all "train". For TFDS, slices such as "train[:10%]" included.
+    are all "train". One file is read whole, unless it is a json file with splits inside. For TFDS,
+    slices such as "train[:10%]" included.
     ``on_invalid``: what happens to invalid documents: "error" stops with file and line, "skip"
     leaves the document out, "replace" puts U+FFFD for invalid bytes and leaves out other invalid
     documents.

@@ -26,7 +26,7 @@ from flax_transformers.data.sources.records import (
     ValueFile,
     WrongRow,
 )
-from flax_transformers.data.sources.splits import DEFAULT, SPLIT_WORDS, named_split
+from flax_transformers.data.sources.splits import SPLIT_WORDS
 from flax_transformers.errors import UserError
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -36,10 +36,18 @@ _ROWS_AT_ONCE = 256  # of a parquet file
 Row = Mapping[str, Any] | Sequence[Any]
 
 
-def row_file(path: Path, split: str, texts: Sequence[str], others: Sequence[str] = ()) -> Records:
+def row_file(
+    path: Path,
+    split: str,
+    texts: Sequence[str],
+    others: Sequence[str] = (),
+    *,
+    inside: bool = False,
+) -> Records:
     """The records of a file, for `row_of`. ``texts`` and ``others``: the fields to read.
 
-    ``split``: the one to read of a JSON file with several. If all fields are numbers, they are
+    ``split``: the one to read of a JSON file with several; ``inside``: whether it must be one, see
+    `Listing`. If all fields are numbers, they are
     columns of a table without a header.
     """
     kind, fields = ending(path, ENDINGS), (*texts, *others)
@@ -49,7 +57,7 @@ def row_file(path: Path, split: str, texts: Sequence[str], others: Sequence[str]
         names = () if all(field.isdecimal() for field in fields) else fields
         return TableFile(path, "," if kind == ".csv" else "\t", kind == ".csv", names)
     if kind == ".json":
-        return ChosenFile(path, partial(_json_file, path, split, fields))
+        return ChosenFile(path, partial(_json_file, path, split, fields, inside))
     return LineFile(path)
 
 
@@ -82,12 +90,21 @@ def first_lines(path: Path, count: int) -> list[bytes]:
         return list(itertools.islice(lines, count))
 
 
-def _json_file(path: Path, split: str, fields: Sequence[str]) -> Records:
+def _json_file(path: Path, split: str, fields: Sequence[str], inside: bool) -> Records:
     """Records of a JSON file: its lines, or the rows of its one value."""
     if _has_row_in_line(path, fields):
-        _require_named(path, split)
+        if inside:
+            raise _no_splits(path, split)
         return LineFile(path)
-    return ValueFile(path, partial(_rows, split))
+    return ValueFile(path, partial(_rows, split, inside))
+
+
+def has_splits(path: Path, splits: Sequence[str]) -> bool:
+    """Whether a JSON file is an object with a value for each of ``splits``."""
+    if _has_row_in_line(path, ()):
+        return False
+    value = _value(path)
+    return isinstance(value, dict) and value.keys() >= {*splits}
 
 
 def _has_row_in_line(path: Path, fields: Sequence[str]) -> bool:
@@ -122,40 +139,43 @@ def _lists(value: dict[str, Any]) -> list[str]:
     return of_rows or list(lists)
 
 
-def _rows(split: str, path: Path) -> Sequence[Any]:
-    """The rows of a file with one JSON value."""
+def _value(path: Path) -> Any:
     with reading_source(path), open_decompressed(path) as stream:
         raw = stream.read()
     try:
-        value = json.loads(raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
+        return json.loads(raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is neither one JSON value nor one on each line ({error}); fix the file."
         ) from error
+
+
+def _rows(split: str, inside: bool, path: Path) -> Sequence[Any]:
+    """The rows of a file with one JSON value."""
+    value = _value(path)
     if isinstance(value, dict):
-        value = value[_list_name(value, split, path)]
-    else:
-        _require_named(path, split)
+        value = value[_list_name(value, split, inside, path)]
+    elif inside:
+        raise _no_splits(path, split)
     if not isinstance(value, list):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, not a list of rows.")
     return value
 
 
-def _require_named(path: Path, split: str) -> None:
-    """Raises UserError if a file without splits inside is not of the split by its name."""
-    if split not in (DEFAULT, named_split(path.parts, split)):
-        raise UserError(
-            f"{path} has no split {split!r}, and no splits at all; leave out the source's split."
-        )
+def _no_splits(path: Path, split: str) -> UserError:
+    return UserError(
+        f"{path} has no split {split!r}, and no splits at all; leave out the source's split."
+    )
 
 
-def _list_name(value: dict[str, Any], split: str, path: Path) -> str:
+def _list_name(value: dict[str, Any], split: str, inside: bool, path: Path) -> str:
     """The name of the list of rows in an object: the split, or the only list."""
     if split in value:
         return split
     lists = _lists(value)
     if len(lists) == 1 and lists[0].lower() not in SPLIT_WORDS:
-        _require_named(path, split)
+        if inside:
+            raise _no_splits(path, split)
         return lists[0]
     raise UserError(
         f"{path} has no split {split!r}, it has {listed(value)}; set the source's split."

@@ -51,11 +51,13 @@ def _word_in(name: str, split: str) -> str | None:
 def keep_split(listing: Listing, path: str, split: str, *, inside: bool) -> Listing:
     """The ``listing`` of ``path`` with the files of ``split`` alone; the others are ``unread``.
 
-    The default split is all files unless each is named by a split, not all by the same one, and
-    some by a common one. ``inside``: whether JSON files may contain the split. Raises UserError if
-    no file is of it.
+    A ``path`` of one file is of every split. The default split is all files unless each is named by
+    a split, not all by the same one, and some by a common one. ``inside``: whether JSON files may
+    contain the split. Raises UserError if no file is of it.
     """
     root, files = listing.root, listing.files
+    if root in [file for _, file in files]:
+        return listing
     named = [named_split(file.relative_to(root).parts, split) for _, file in files]
     splits = sorted({name for name in named if name is not None})
     common = any(_word_in(name, split) for name in splits)
@@ -63,17 +65,18 @@ def keep_split(listing: Listing, path: str, split: str, *, inside: bool) -> List
     chosen = [file for file, name in zip(files, named, strict=True) if name == split]
     if split == DEFAULT and not divided:
         return listing
+    in_json = False
     if not chosen and split != DEFAULT and not divided:
-        within = _known(root.name, split) == split
+        in_json = _known(root.name, split) != split
         is_json = [file for file in files if inside and ending(file[1], (".json",))]
-        chosen = files if within else is_json
+        chosen = is_json if in_json else files
     if not chosen:
         there = f"only of {listed(splits)}" if splits else "as none is named by a split"
         remedy = "name one of them in" if splits else "leave out"
         raise UserError(
             f"{path} has no files of the split {split!r}, {there}; {remedy} the source's split."
         )
-    kept = Listing(chosen, dict(listing.unread), root)
+    kept = Listing(chosen, dict(listing.unread), root, in_json)
     for _, file in set(files).difference(chosen):
         kept.leave_out("other-split file", file.stat().st_size)
     return kept

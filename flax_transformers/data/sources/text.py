@@ -49,14 +49,15 @@ class TextSource(Source):
         elif self.path == "embedded":
             yield Part(MemoryTexts(tuple(self.embedded_texts())), _text)
         else:
-            for _, path in self.files():
-                yield _file_part(path, self)
+            listing = self.listing()
+            for _, path in listing.files:
+                yield _file_part(path, self, listing.inside)
 
 
-def _file_part(path: Path, source: TextSource) -> Part:
+def _file_part(path: Path, source: TextSource, inside: bool) -> Part:
     if ending(path, source.endings) == ".txt":
         return Part(TextFile(path, source.documents), _txt)
-    records = row_files.row_file(path, source.split, (source.text_field,))
+    records = row_files.row_file(path, source.split, (source.text_field,), inside=inside)
     return Part(records, partial(_row, source.text_field))
 
 

@@ -128,6 +128,15 @@ def test_a_file_that_is_trained_on_is_no_validation_source(data, tmp_path):
             job(same, tmp_path / "same")
 
 
+@pytest.mark.parametrize("text", ['{"text": "a"}\n{"text": "b"}\n', '{"data": [{"text": "a"}]}'])
+def test_a_json_file_without_splits_is_not_both_of_them(text, data, tmp_path):
+    (tmp_path / "rows.json").write_text(text)
+    source = TextSource(str(tmp_path / "rows.json"))
+    data = replace(data, source=source, validation_source=replace(source, split="test"))
+    with pytest.raises(UserError, match=r"rows\.json is read for source and for validation"):
+        prepare(data, tmp_path / "same")
+
+
 def test_a_fraction_of_zero_holds_out_nothing(data):
     prepared = prepare(replace(data, validation_fraction=0.0))
     assert prepared.validation is None

@@ -104,17 +104,37 @@ def test_the_splits_in_a_json_file_are_its_own(tmp_path):
         assert [document.text for _, document in found] == [("test",)]
 
 
-def test_a_json_file_without_splits_has_none_but_the_default(tmp_path):
+@pytest.mark.parametrize("name", ["rows", "train"])
+def test_json_files_of_a_folder_have_no_split_but_theirs(name, tmp_path):
     rows = [{"text": "a"}]
     lists = (json.dumps(rows), json.dumps({"data": rows}), '{"text": "a"}\n{"text": "b"}\n')
-    for number, text in enumerate(lists):
-        path = tmp_path / f"rows{number}.json"
+    path = tmp_path / f"{name}.json"
+    for text in lists:
         path.write_text(text)
-        assert list(read_documents(TextSource(str(path))))
+        assert list(read_documents(TextSource(str(tmp_path))))
         with pytest.raises(UserError, match=r"json has no split 'test', and no splits at all"):
-            list(read_documents(TextSource(str(path), "test")))
-        named = path.rename(tmp_path / f"test_{number}.json")
-        assert list(read_documents(TextSource(str(named), "test")))
+            list(read_documents(TextSource(str(tmp_path), "test")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"text": "@", "label": 0}\n{"text": "@", "label": 1}\n', '[{"text": "@", "label": 0}]'],
+)
+def test_folders_above_the_corpus_do_not_name_its_split(text, tmp_path):
+    corpus = tmp_path / "dev" / "project"
+    corpus.mkdir(parents=True)
+    for name in ("train", "test"):
+        (corpus / f"{name}.json").write_text(text.replace("@", name))
+    for path in (corpus, corpus / "test.json", corpus / "*.json"):
+        found = read_documents(LabelledSource(str(path), "test"))
+        assert {document.text for _, document in found} == {("test",)}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "train.json", "dev/rows.jsonl"])
+def test_one_file_without_splits_inside_is_read_whole(name, tmp_path):
+    make(tmp_path, name)
+    found = read_documents(TextSource(str(tmp_path / name), "test_sft"))
+    assert [document.text for _, document in found] == [name]
 
 
 def test_questions_have_no_splits_inside(tmp_path):
