@@ -24,8 +24,8 @@ def named_split(parts: Sequence[str], split: str) -> str | None:
     """The split that a file is named by: ``split``, a common one, or that of numbered files.
 
     ``parts``: its folders and its name. A folder says it (``test/``), or else the name:
-    ``snli_test.jsonl``, ``test-00000-of-00001.parquet``, and of the split test_sft
-    ``test_sft-00000-of-00001.parquet``.
+    ``snli_test.jsonl``, ``test-00000-of-00001.parquet``, ``dolly-test-00000-of-00001.parquet``, and
+    of the split test_sft ``test_sft-00000-of-00001.parquet``.
     """
     *folders, name = parts
     for folder in reversed(folders):
@@ -33,7 +33,7 @@ def named_split(parts: Sequence[str], split: str) -> str | None:
             return found
     stem = name.split(".")[0]
     if shard := _SHARD.match(name):
-        return _known(shard[1], split) or shard[1]
+        return _word_in(shard[1], split, "[-. ]+") or shard[1]
     return _known(stem, split) or _word_in(name, split)
 
 
@@ -43,8 +43,8 @@ def _known(word: str, split: str) -> str | None:
     return next((known for known, words in _WORDS.items() if word.lower() in words), None)
 
 
-def _word_in(name: str, split: str) -> str | None:
-    words = re.split(r"[-._ \d]+", name)
+def _word_in(name: str, split: str, between: str = r"[-._ \d]+") -> str | None:
+    words = [name, *re.split(between, name)]
     return next((found for word in words if (found := _known(word, split)) is not None), None)
 
 

@@ -17,6 +17,7 @@ from flax_transformers.post_training.conversations import ConversationSource
 
 IMDB = ("train-00000-of-00001", "test-00000-of-00001", "unsupervised-00000-of-00001")
 CHAT = ("train_sft-00000-of-00001", "test_sft-00000-of-00001", "train_gen-00000-of-00001")
+DOLLY = ("dolly-train-00000-of-00001", "dolly-test-00000-of-00001", "a.test_sft-00000-of-00001")
 
 
 def make(folder, *names):
@@ -36,6 +37,9 @@ def names(folder, split="train", source=TextSource):
         (IMDB, "test", IMDB[1:2]),
         (IMDB, "unsupervised", IMDB[2:]),
         (CHAT, "test_sft", CHAT[1:2]),
+        (DOLLY, "train", DOLLY[:1]),
+        (DOLLY, "test", DOLLY[1:2]),
+        (DOLLY, "test_sft", DOLLY[2:]),
         (("c4-train.00000-of-00512", "c4-validation.00000-of-00008"), "train", None),
         (("train", "dev"), "train", None),
         (("train", "dev"), "validation", ("dev",)),
