@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers import pretrained, ranges
-from flax_transformers.checkpointing.step_directories import SavedStep, has_checkpoint
+from flax_transformers.checkpointing.step_directories import (
+    SavedStep,
+    finished_steps,
+    has_checkpoint,
+    read_meta,
+)
 from flax_transformers.checkpointing.weights_note import note_weights
 from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import DataConfig
@@ -76,12 +82,35 @@ def _cache_directory() -> str:
     return str(Path(base) / "flax_transformers" / "compiled")
 
 
-def prepared_data(data: DataConfig, of_run: Tokenizers = MappingProxyType({})) -> Dataset:
+def prepared_data(
+    data: DataConfig, of_run: Tokenizers = MappingProxyType({}), trained_on: str | None = None
+) -> Dataset:
     """The prepared data of a config; the store is prepared first if this is the only process.
 
     A finished store is opened without its source. A store that is prepared for a run which has
-    trained already gets the tokenizers ``of_run``.
+    trained already gets the tokenizers ``of_run``. If that run was ``trained_on`` a store with
+    another fingerprint, which an earlier version made of the same source, that one is opened.
     """
+    prepared = _prepared(data, of_run)
+    if trained_on is None or trained_on in (prepared.fingerprint, *prepared.known_as):
+        return prepared
+    for store in data.former_stores(of_run):
+        former = _prepared(replace(data, store=store), of_run)
+        if trained_on in (former.fingerprint, *former.known_as):
+            return former
+    return prepared
+
+
+def store_of_run(workdir: epath.Path) -> str | None:
+    """The fingerprint of the data in the newest readable checkpoint; None without a checkpoint."""
+    directory = workdir / "checkpoints"
+    for step in reversed(finished_steps(directory)):
+        with contextlib.suppress(UserError):
+            return read_meta(directory / str(step)).get("store")
+    return None
+
+
+def _prepared(data: DataConfig, of_run: Tokenizers) -> Dataset:
     if jax.process_count() > 1:
         compare: Compare = "nothing" if jax.process_index() else "warning"
         prepared = open_dataset(replace(data, verify=False), of_run=of_run, compare=compare)

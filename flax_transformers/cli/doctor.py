@@ -147,7 +147,12 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     from flax_transformers.checkpointing.step_directories import has_checkpoint
     from flax_transformers.config_json import to_json
     from flax_transformers.parallel.distributed import check_equal
-    from flax_transformers.runtime import fitted_data, prepared_data, with_initial_model
+    from flax_transformers.runtime import (
+        fitted_data,
+        prepared_data,
+        store_of_run,
+        with_initial_model,
+    )
     from flax_transformers.storage.workdir import open_workdir
     from flax_transformers.training.check_run import check_config, check_run
     from flax_transformers.training.run_state import tokenizers_of_run
@@ -166,7 +171,8 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
     if jax.process_count() > 1:  # a single process prepares missing data itself
         of_run = {} if folder is None else tokenizers_of_run(folder)
-        prepared = prepared_data(config.data, of_run)
+        trained_on = None if folder is None else store_of_run(folder)
+        prepared = prepared_data(config.data, of_run, trained_on)
         check_equal(
             "the prepared data",
             prepared.fingerprint,

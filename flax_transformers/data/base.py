@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
@@ -258,6 +258,10 @@ class DataConfig:
 
         ``of_run``: tokenizers to use instead of training new ones."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is prepared")
+
+    def former_stores(self, of_run: Tokenizers) -> Iterable[str]:
+        """Default folders of finished stores that earlier versions made of the same source."""
+        return ()
 
     def of_evaluation_set(self, one: EvaluationSet, label_names: tuple[str, ...] = ()) -> Any:
         """The data of an evaluation set, with these settings; `Dataset.scored_on` opens it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from types import MappingProxyType
@@ -13,7 +13,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.data.base import DataConfig, EvaluationSet, Tokenizers
-from flax_transformers.data.prepare.cached_stores import text_directory
+from flax_transformers.data.prepare.cached_stores import former_stores, text_directory
 from flax_transformers.data.prepare.corpus import Corpus
 from flax_transformers.data.prepare.filters import Filters
 from flax_transformers.data.prepare.origin import Origin, source_settings, without_paths
@@ -185,9 +185,7 @@ class TextData(ReadsText, DataConfig):
         path, origin = output or self.store, self.origin
         if not path:
             trained_on = self.validation_fraction < 1  # others are evaluation sets
-            path = text_directory(
-                {"text": origin}, lambda of: of["text"].identity, of_run, trained_on=trained_on
-            )
+            path = text_directory({"text": origin}, _identity, of_run, trained_on=trained_on)
         return TextPreparation(
             folder=open_folder(path),
             origin=origin,
@@ -201,11 +199,18 @@ class TextData(ReadsText, DataConfig):
             of_run=of_run,
         )
 
+    def former_stores(self, of_run: Tokenizers) -> Iterable[str]:
+        return () if self.store else former_stores({"text": self.origin}, _identity, of_run)
+
 
 class _HeldOutText(TextData):
     """Text of an evaluation set, all held out: only held-out documents keep what scoring needs."""
 
     RANGES: ClassVar[ranges.Ranges] = {"validation_fraction": ranges.SHARE}
+
+
+def _identity(of: Mapping[str, Origin]) -> str:
+    return of["text"].identity
 
 
 def _hash_of_all(find: Callable[[Source], str], used: Sequence[Source]) -> str:

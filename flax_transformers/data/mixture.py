@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from flax_transformers.data.base import (
 )
 from flax_transformers.data.config import ReadsText, TextData
 from flax_transformers.data.pipeline.examples import MixedExamples
-from flax_transformers.data.prepare.cached_stores import text_directory
+from flax_transformers.data.prepare.cached_stores import former_stores, text_directory
 from flax_transformers.data.prepare.filters import Filters, let_in
 from flax_transformers.data.prepare.origin import Origin, without_paths
 from flax_transformers.data.prepare.text import RESUMED, PreparedText, TextPreparation
@@ -171,14 +171,22 @@ class MixedText(ReadsText, DataConfig):
         return MixturePreparation(self, open_folder(path), of_run)
 
     def _default_directory(self, of_run: Tokenizers) -> str:
-        origins = {one.name: self.part(one).origin for one in self.components}
+        identity = self._identity
+        return text_directory(self._origins, identity, of_run, trained_on=True, marker=MIXTURE)
 
-        def identity(of: Mapping[str, Origin]) -> str:
-            made_of: dict[str, Any] = {name: one.identity for name, one in of.items()}
-            weights = [self.exponent, *(component.weight for component in self.components)]
-            return digest(made_of | {"weights": weights})
+    def former_stores(self, of_run: Tokenizers) -> Iterable[str]:
+        if self.store:
+            return ()
+        return former_stores(self._origins, self._identity, of_run, marker=MIXTURE)
 
-        return text_directory(origins, identity, of_run, trained_on=True, marker=MIXTURE)
+    @property
+    def _origins(self) -> dict[str, Origin]:
+        return {one.name: self.part(one).origin for one in self.components}
+
+    def _identity(self, of: Mapping[str, Origin]) -> str:
+        made_of: dict[str, Any] = {name: one.identity for name, one in of.items()}
+        weights = [self.exponent, *(component.weight for component in self.components)]
+        return digest(made_of | {"weights": weights})
 
 
 @dataclass(frozen=True)

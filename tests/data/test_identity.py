@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
@@ -27,6 +28,7 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.storage import file_hashes as content_module
 from flax_transformers.storage.file_hashes import content_digest
+from flax_transformers.testing import tiny_config
 from tests.data.images.test_dataset import data as image_data
 from tests.data.images.test_dataset import read_all, write_folder, write_idx
 from tests.data.prepare.test_text import files
@@ -527,6 +529,21 @@ def test_a_run_on_a_store_of_all_splits_keeps_it(all_splits, caplog):
     (Path(data.source.path) / "train.txt").write_text("Another text.\n")
     with pytest.raises(UserError, match="have changed since"):
         prepare(replace(data, store=earlier.directory))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device", "compiled_once")
+def test_a_run_on_a_store_of_all_splits_resumes_after_a_new_run(all_splits, tmp_path):
+    data = replace(all_splits[0], tokenizer=TokenizerConfig("bytes"))
+    config = replace(tiny_config("", "", steps=2), data=data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "keep_split", lambda listing, *_, **__: listing)
+        earlier = prepare(data)
+        ft.train(config, tmp_path / "run")
+    assert prepare(data, of_run={"tokenizer": earlier.tokenizer}).fingerprint == earlier.fingerprint
+    assert prepare(data).fingerprint != earlier.fingerprint
+    longer = replace(config, phases=(replace(config.phases[0], steps=4),))
+    assert ft.train(longer, tmp_path / "run").step == 4
 
 
 def test_a_run_on_a_mixture_of_an_earlier_version_keeps_its_stores(all_splits):

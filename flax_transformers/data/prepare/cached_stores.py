@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from flax_transformers.data.base import Tokenizers
@@ -57,26 +58,41 @@ def text_directory(
     def named(ones: Mapping[str, Origin]) -> str:
         return beside_others(cache_directory(ones, lambda: identity(ones)), of_run)
 
-    newest = max((one.version for one in origins.values()), default=1)
-    former = [
-        {name: one.former(version, all_splits=whole) for name, one in origins.items()}
-        for version in range(newest, 0, -1)
-        for whole in (False, True)
-    ][1:]
     try:
         directory = named(origins)
     except UserError:
-        for earlier in former:
+        for earlier in _former(origins):
             with contextlib.suppress(UserError):
                 return named(earlier)
         raise
     if not (of_run and trained_on) or open_folder(directory).exists(marker):
         return directory
-    for earlier in former:
+    return next(former_stores(origins, identity, of_run, marker=marker), directory)
+
+
+def former_stores(
+    origins: Mapping[str, Origin],
+    identity: Callable[[Mapping[str, Origin]], str],
+    of_run: Tokenizers,
+    *,
+    marker: str = MANIFEST,
+) -> Iterator[str]:
+    """The default folders of finished stores of earlier versions. Arguments: `text_directory`."""
+    for earlier in _former(origins):
         with contextlib.suppress(UserError):
-            if open_folder(found := named(earlier)).exists(marker):
-                return found
-    return directory
+            directory = cache_directory(earlier, partial(identity, earlier))
+            if open_folder(found := beside_others(directory, of_run)).exists(marker):
+                yield found
+
+
+def _former(origins: Mapping[str, Origin]) -> list[dict[str, Origin]]:
+    """The origins as earlier versions name their stores, the newest first."""
+    newest = max((one.version for one in origins.values()), default=1)
+    return [
+        {name: one.former(version, all_splits=whole) for name, one in origins.items()}
+        for version in range(newest, 0, -1)
+        for whole in (False, True)
+    ][1:]
 
 
 def beside_others(directory: str, of_run: Tokenizers) -> str:
