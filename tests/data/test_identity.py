@@ -546,6 +546,16 @@ def test_a_run_on_a_store_of_all_splits_resumes_after_a_new_run(all_splits, tmp_
     assert ft.train(longer, tmp_path / "run").step == 4
 
 
+def test_the_stores_of_one_split_and_of_all_are_found_without_the_source(all_splits):
+    data, earlier = all_splits
+    new, of_run = prepare(data), {"tokenizer": earlier.tokenizer}
+    assert new.tokenizer.fingerprint != earlier.tokenizer.fingerprint
+    for _ in range(2):
+        assert prepare(data, of_run=of_run).directory == earlier.directory
+        assert prepare(data).directory == new.directory
+        shutil.rmtree(data.source.path, ignore_errors=True)
+
+
 def test_a_run_on_a_mixture_of_an_earlier_version_keeps_its_stores(all_splits):
     data, _ = all_splits
     folder = data.source.path

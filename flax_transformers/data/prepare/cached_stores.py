@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flax_transformers.data.base import Tokenizers
 from flax_transformers.data.prepare.origin import Origin
@@ -24,10 +25,13 @@ def cache_directory(origins: Mapping[str, Origin], identity: Callable[[], str]) 
     If a source no longer exists: the folder that was used for its path before.
     """
     stores = os.path.join(cache_root(), "stores")
-    places = {
+    places: dict[str, list[Any]] = {
         name: [os.path.abspath(os.path.expanduser(one.path)), one.settings]
         for name, one in origins.items()
     }
+    for name, one in origins.items():
+        if one.all_splits:
+            places[name].append("all splits")
     known = os.path.join(stores, "known", digest(places)[:16])
     try:
         name = identity()[:16]

@@ -33,8 +33,9 @@ class Origin:
     ``path``: the source, for messages. ``settings``: the settings that its bytes depend on, as
     JSON, with ``defaults`` for those that stores of earlier versions do not name. ``sizes`` and
     ``content`` compute hashes of the source's files; ``sizes`` does not read them. ``all_sizes``
-    and ``all_content`` do so for the files of all splits, which earlier versions read. ``loaded``:
-    the tokenizers with a path; if the path exists they are compared by content, not by settings.
+    and ``all_content`` do so for the files of all splits, which earlier versions read, and with
+    ``all_splits`` this one. ``loaded``: the tokenizers with a path; if the path exists they are
+    compared by content, not by settings.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Origin:
     loaded: Mapping[str, TokenizerConfig] = field(default_factory=dict)
     all_sizes: Callable[[], str] | None = None
     all_content: Callable[[], str] | None = None
+    all_splits: bool = False
 
     @property
     def version(self) -> int:
@@ -59,7 +61,7 @@ class Origin:
         former = replace(self, settings=settings)
         if not all_splits or self.all_sizes is None or self.all_content is None:
             return former
-        return replace(former, sizes=self.all_sizes, content=self.all_content)
+        return replace(former, sizes=self.all_sizes, content=self.all_content, all_splits=True)
 
     @property
     def identity(self) -> str:
