@@ -18,6 +18,8 @@ from flax_transformers.data.sources.tfds import PREFIX
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 
+_WRITTEN = (".json", ".txt")  # endings of files of a store, such as the vocabulary
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -40,7 +42,7 @@ class Corpus:
     def refuse_store_inside(self, folder: str) -> None:
         """Raises UserError if the files of a store in ``folder`` would be read as text."""
         for source in self.sources.values():
-            if would_read(source.path, folder):
+            if would_read(source.path, folder, [e for e in _WRITTEN if e in source.endings]):
                 raise UserError(
                     f"The store {folder} is in the corpus {source.path}, and its files would be "
                     "read as text; choose a store outside of it."

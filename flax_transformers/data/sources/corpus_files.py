@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import stat
@@ -79,9 +80,14 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
     return listing
 
 
-def would_read(path: str, folder: str) -> bool:
-    """Whether files in a local ``folder``, which need not exist, are among those at ``path``."""
+def would_read(path: str, folder: str, endings: Sequence[str]) -> bool:
+    """Whether files of ``endings`` in a local ``folder``, which need not exist, or below it may be
+    among those at ``path``."""
     if "://" in path or "://" in folder:
+        return False
+    if glob.has_magic(path):
+        endings = fnmatch.filter(endings, f"*{os.path.splitext(path)[1]}")
+    if not endings:
         return False
     root = Path(os.path.expanduser(path))
     while glob.has_magic(str(root)):

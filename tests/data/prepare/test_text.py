@@ -16,6 +16,8 @@ from flax_transformers.data.dataset import open_dataset, prepare, prepare_common
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import shards as shards_module
 from flax_transformers.data.prepare import text as prepare_module
+from flax_transformers.data.sources.documents import Document
+from flax_transformers.data.sources.records import Part, TextFile
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.data.tokenizers.sentences import split_sentences
@@ -577,6 +579,31 @@ def test_a_store_in_the_folder_of_its_corpus_is_refused_before_anything_is_writt
     assert files(tmp_path / "corpus").keys() == {"a.txt"}
     assert prepare(data, tmp_path / "corpus_store").directory
     assert prepare(data, tmp_path / "corpus" / ".cache" / "store").directory  # is not read
+
+
+class NoteSource(TextSource):
+    """Reads files of an ending that no file of a store has."""
+
+    endings = (".note",)
+
+    def parts(self):
+        for _, path in self.files():
+            yield Part(TextFile(path, "line"), lambda decoder, raw, _: Document(raw.decode()))
+
+
+@pytest.mark.parametrize(
+    ("source", "path"), [(NoteSource, "corpus"), (TextSource, "corpus/**/*.jsonl")]
+)
+def test_a_store_whose_files_are_not_read_may_be_in_the_folder_of_its_corpus(
+    source, path, data, tmp_path
+):
+    (tmp_path / "corpus").mkdir()
+    rows = "".join(f'{{"text": "Text {n}."}}\n' for n in range(40))
+    for ending in ("note", "jsonl"):
+        (tmp_path / "corpus" / f"a.{ending}").write_text(rows)
+    data = replace(data, source=source(f"{tmp_path}/{path}"))
+    for _ in range(2):
+        assert prepare(data, tmp_path / "corpus" / "store").train.num_documents > 20
 
 
 def test_a_store_beside_the_files_of_its_corpus_is_used(data, tmp_path):
