@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
 
 _WRITTEN = (".json", ".txt")  # endings of files of a store, such as the vocabulary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Corpus:
                     "read as text; choose a store outside of it."
                 )
 
-    def refuse_shared_files(self) -> None:
-        """Raises UserError if a file is read for training and for validation."""
+    def warn_of_shared_files(self) -> None:
+        """A warning if a file is read for training and for validation."""
         if self.validation_source is None:
             return
         ours, theirs = self.source, self.validation_source
@@ -62,9 +65,10 @@ class Corpus:
                 if not ending(Path(file), (".json",)) or not has_splits(Path(file), splits)
             }
         if common:
-            raise UserError(
-                f"{min(common)} is read for source and for validation_source; give them different "
-                "files, or different splits, or leave out validation_source to hold out a part."
+            log.warning(
+                "%s is read for source and for validation_source: the scores are of texts that the "
+                "model is trained on",
+                min(common),
             )
 
     @staticmethod

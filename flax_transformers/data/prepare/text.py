@@ -218,7 +218,7 @@ class TextPreparation(StorePreparation[PreparedText, StoreJob]):
 
     def count_processes(self, *, whole: bool) -> int:
         self.corpus.refuse_store_inside(self.folder.path)
-        self.corpus.refuse_shared_files()
+        self.corpus.warn_of_shared_files()
         little = whole and self._check_beginning()
         return self.processes or (1 if little else cores())
 

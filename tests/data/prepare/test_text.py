@@ -114,29 +114,32 @@ def test_a_validation_source_is_used_whole_and_nothing_is_held_out(data, tmp_pat
     assert prepared.train.num_documents == 60
 
 
-def test_a_file_that_is_trained_on_is_no_validation_source(data, tmp_path):
+def test_a_file_that_is_trained_on_and_held_out_gives_a_warning(data, tmp_path, caplog):
     file = next(path for _, path in data.source.files())
     held_out = TextSource(str(file.parent / "." / file.name))
-    with pytest.raises(UserError, match=r"is read for source and for validation_source; give "):
-        prepare(replace(data, validation_source=held_out))
+    prepare(replace(data, validation_source=held_out))
+    assert f"{file.name} is read for source and for validation_source" in caplog.text
+    caplog.clear()
     both = tmp_path / "both.json"
     both.write_text(json.dumps({"train": [{"text": "one"}], "test": [{"text": "two"}]}))
     source = TextSource(str(both))
     divided = replace(data, source=source, validation_source=replace(source, split="test"))
     assert prepare(divided, tmp_path / "divided").validation.num_documents == 1
+    assert "is read for source" not in caplog.text
     same = replace(divided, validation_source=source)
     for job in (prepare, prepare_common):
-        with pytest.raises(UserError, match=r"both\.json is read for source and for validation"):
-            job(same, tmp_path / "same")
+        caplog.clear()
+        job(same, tmp_path / job.__name__)
+        assert "both.json is read for source and for validation_source" in caplog.text
 
 
 @pytest.mark.parametrize("text", ['{"text": "a"}\n{"text": "b"}\n', '{"data": [{"text": "a"}]}'])
-def test_a_json_file_without_splits_is_not_both_of_them(text, data, tmp_path):
+def test_a_json_file_without_splits_is_both_of_them(text, data, tmp_path, caplog):
     (tmp_path / "rows.json").write_text(text)
     source = TextSource(str(tmp_path / "rows.json"))
     data = replace(data, source=source, validation_source=replace(source, split="test"))
-    with pytest.raises(UserError, match=r"rows\.json is read for source and for validation"):
-        prepare(data, tmp_path / "same")
+    prepare(data, tmp_path / "same")
+    assert "rows.json is read for source and for validation_source" in caplog.text
 
 
 def test_a_fraction_of_zero_holds_out_nothing(data):
