@@ -220,7 +220,8 @@ def _own_classes(module: ModuleType) -> list[type]:
 def _drop_namesakes(folder: str) -> None:
     """Forgets modules from the folders of other config files that are in this folder too.
 
-    Raises UserError for a config file among them that defines classes.
+    A config file among them that defines classes is kept, because its classes are looked up there;
+    raises UserError if this folder imports its own module of that name.
     """
     others = set(_folders.values()) - {folder}
     known = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
@@ -232,15 +233,23 @@ def _drop_namesakes(folder: str) -> None:
         here = (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py"))
         if str(within) in others and any(map(Path.is_file, here)):
             namesakes.append(name)
-    for name in namesakes:
-        if name in _folders and (own := _own_classes(sys.modules[name])):
+    classes = {name: _own_classes(sys.modules[name]) for name in namesakes if name in _folders}
+    kept = {name for name, own in classes.items() if own}
+    for name in kept:
+        if _is_imported_in(folder, name):
             raise UserError(
-                f"config file {known[name]} defines the class {own[0].__name__}, which data "
-                f"workers import by the file's name, and {folder} has a module {name!r} too; "
+                f"config file {known[name]} defines the class {classes[name][0].__name__}, which "
+                f"data workers import by the file's name, and {folder} has a module {name!r} too; "
                 "rename the file"
             )
-    for name in namesakes:
+    for name in set(namesakes) - kept:
         del sys.modules[name]
+
+
+def _is_imported_in(folder: str, name: str) -> bool:
+    line = re.compile(rf"^\s*(?:from|import)\s+{re.escape(name)}\b", re.MULTILINE)
+    files = Path(folder).glob("*.py")
+    return any(line.search(file.read_text(errors="replace")) for file in files)
 
 
 def _is_another_module(name: str, path: Path) -> bool:

@@ -161,6 +161,8 @@ def test_a_config_whose_classes_have_the_name_of_a_neighbour_of_another_is_kept(
     write("two/base_twice.py", OWN)
     with pytest.raises(UserError, match=r"one/base_twice\.py defines the class Mine.*rename the"):
         load_config(write("two/tuned.py", write.config("from base_twice import Mine")))
+    write("three/base_twice.py", OWN)  # not imported
+    load_config(write("three/tuned_alone.py", write.config(OWN)))
     assert pickle.loads(pickle.dumps(first)) == first
 
 
