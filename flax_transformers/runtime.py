@@ -192,6 +192,11 @@ class StoredModel:
         return str(pretrained.folder_of(self.source))
 
     @property
+    def trained_on(self) -> str | None:
+        """The fingerprint of the data of a run; None for a folder in Hugging Face format."""
+        return self.source.meta.get("store") if isinstance(self.source, SavedStep) else None
+
+    @property
     def files(self) -> epath.Path | Path:
         """The folder of the tokenizer and of the files that describe preprocessing, if any."""
         folder: epath.Path | Path = pretrained.tokenizer_folders(self.source)[0]

@@ -89,7 +89,7 @@ class Evaluate:
         with watchdog.phase("prepare"):
             names = "tokenizer", "target_tokenizer"
             of_run = {name: one for name in names if (one := getattr(stored, name)) is not None}
-            prepared = runtime.prepared_data(config.data, of_run)
+            prepared = runtime.prepared_data(config.data, of_run, stored.trained_on)
             prepared = runtime.fitted_data(config, prepared)
             _check_data(config, prepared, stored, place)
             check_run(config, prepared, new=False)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import flax_transformers as ft
+from flax_transformers.cli.main import main
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
@@ -26,6 +27,7 @@ from flax_transformers.data.store import tokenizer as store_tokenizer_module
 from flax_transformers.data.store.files import DIGEST, sealed
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.storage import file_hashes as content_module
 from flax_transformers.storage.file_hashes import content_digest
 from flax_transformers.testing import tiny_config
@@ -533,7 +535,7 @@ def test_a_run_on_a_store_of_all_splits_keeps_it(all_splits, caplog):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device", "compiled_once")
-def test_a_run_on_a_store_of_all_splits_resumes_after_a_new_run(all_splits, tmp_path):
+def test_a_run_on_a_store_of_all_splits_goes_on_after_a_new_run(all_splits, tmp_path, capsys):
     data = replace(all_splits[0], tokenizer=TokenizerConfig("bytes"))
     config = replace(tiny_config("", "", steps=2), data=data)
     with pytest.MonkeyPatch.context() as patch:
@@ -544,6 +546,11 @@ def test_a_run_on_a_store_of_all_splits_resumes_after_a_new_run(all_splits, tmp_
     assert prepare(data).fingerprint != earlier.fingerprint
     longer = replace(config, phases=(replace(config.phases[0], steps=4),))
     assert ft.train(longer, tmp_path / "run").step == 4
+
+    losses = [row["eval/loss"] for row in read_metrics(tmp_path / "run") if "eval/loss" in row]
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert json.loads(capsys.readouterr().out)["eval/loss"] == pytest.approx(losses[-1], rel=1e-5)
 
 
 def test_the_stores_of_one_split_and_of_all_are_found_without_the_source(all_splits):
