@@ -252,6 +252,13 @@ def test_a_class_of_a_program_of_a_package_is_named_as_others_import_it(tmp_path
     assert done.stdout == "pkg.train:Mine Mine(value=2)\n", done.stderr
 
 
+def _namesake(module):
+    """A dataclass ``Elsewhere`` of another module."""
+    kind = dataclasses.make_dataclass("Elsewhere", ["value"])
+    kind.__module__ = module  # Python 3.12 ignores __module__ in the namespace
+    return kind
+
+
 @pytest.mark.parametrize("module", ["__main__", __name__.rpartition(".")[2]])
 def test_a_class_of_a_notebook_or_without_its_package_reads_back_if_one_is_registered(module):
     saved = {"type": f"{module}:Elsewhere", "value": 3}
@@ -259,15 +266,14 @@ def test_a_class_of_a_notebook_or_without_its_package_reads_back_if_one_is_regis
         from_json(saved)
     register(Elsewhere)
     assert from_json(saved) == Elsewhere(3)
-    another = {"__module__": f"another.{module}"}
-    register(dataclasses.make_dataclass("Elsewhere", ["value"], namespace=another))
+    register(_namesake(f"another.{module}"))
     with pytest.raises(UnregisteredType):
         from_json(saved)
 
 
 def test_a_class_saved_with_a_package_reads_back_in_a_program_without_it():
     saved = {"type": f"pkg.{__name__}:Elsewhere", "value": 3}
-    register(dataclasses.make_dataclass("Elsewhere", [], namespace={"__module__": "other"}))
+    register(_namesake("other"))
     with pytest.raises(UnregisteredType):
         from_json(saved)
     register(Elsewhere)
