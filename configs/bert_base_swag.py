@@ -7,8 +7,10 @@ Hardware:  any; minutes on a TPU v5e slice of 8 chips (estimated)
 Data:      SWAG (MIT), train.csv and val.csv of github.com/rowanz/swagaf
 Expected:  not run. The paper reports an accuracy of 81.6 % on the development set
 
-For RACE set --data.source.text-field article --data.source.question-field question
---data.source.choice-fields options --data.source.label-field answer, and longer sequences.
+For RACE set --data.validation-source None --data.source.text-field article
+--data.source.question-field question --data.source.choice-fields options
+--data.source.label-field answer, and longer sequences; --data.validation-source.path, the file of
+the development set, then has the same fields.
 """
 
 from dataclasses import replace

@@ -30,6 +30,7 @@ from flax_transformers.training.config import Evaluation, ImagePhase, TrainConfi
 
 BATCH = 2048
 EPOCH = 1_281_167 // BATCH
+NOT_DECAYED = ("bias", "scale", "embedding")  # nor scaled by their norm, as in the original
 
 
 def get_config() -> TrainConfig:
@@ -49,6 +50,8 @@ def get_config() -> TrainConfig:
         optimizer=LAMB(
             learning_rate=3e-3,
             weight_decay=0.05,
+            no_decay=NOT_DECAYED,
+            no_adaptation=NOT_DECAYED,
             schedule=Schedule("cosine", warmup_steps=5 * EPOCH),
         ),
         phases=(

@@ -9,7 +9,8 @@ Expected:  not run. nanoGPT's README reports a loss of 2.85 after 600,000 steps 
            tokenizer
 
 The vocabulary is a byte-level BPE of GPT-2's size, trained on the corpus. To use GPT-2's own
-tokenizer, set --data.tokenizer.path to the folder of its files.
+tokenizer, set --data.tokenizer.path to the folder of its files. Layers have biases, as in GPT-2;
+nanoGPT leaves them out.
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig

@@ -9,7 +9,8 @@ Expected:  not run. 1.3 million images are too few for a model of this size; the
 Planned:   not run. --topology v5e:16x16: 14.8 of 15.75 GiB per chip, a step time of at least 3.28
            s, an MFU of at most 83.5 %
 
-Difference from the paper: batches of 4,096 instead of 65,536.
+Differences from the paper: batches of 4,096 instead of 65,536, and the loss, the optimizer with its
+schedule and decay, and the augmentation of vit_s16_imagenet2012.py.
 
 Cannot be exported: the ViT of transformers has no such layers, norms and pooling.
 """

@@ -191,13 +191,16 @@ def override(config: T, overrides: Sequence[str]) -> T:
     """``config``, a dataclass of dataclasses, with ``--section.field value`` pairs applied.
 
     ``--section None`` removes a section that is optional. An option of data.validation_source that
-    is None makes it a copy of data.source first. Raises UserError for an unknown field (with the
-    nearest name), and for a value that does not fit.
+    is None makes it a copy of data.source, as the other options leave that. Raises UserError for an
+    unknown field (with the nearest name), and for a value that does not fit.
     """
     config, overrides = _without_sections(config, overrides)
-    for token in overrides:
-        if token.startswith("--"):
-            config = _with_section(config, token[2:].replace("-", "_").split("."))
+    others, overrides = _of_new_sections(config, overrides)
+    if overrides:
+        config = override(config, others)
+        for token in overrides:
+            config = _with_section(config, _path(token))
+    overrides = overrides or others
     if not overrides:
         return config
     names = _field_names(config)
@@ -243,8 +246,13 @@ def _parts(token: str) -> list[str]:
 
 
 def without_section(config: Any, path: Sequence[str]) -> Any:
-    """``config`` with the section at ``path`` None; None if there is no optional section."""
+    """``config`` with the section at ``path`` None, or without that entry of a tuple of sections;
+    None if there is no such section."""
     name, *inner = path
+    if isinstance(config, tuple | list) and name.isdecimal() and not inner:
+        left = [one for i, one in enumerate(config) if i != int(name)]
+        is_section = len(left) < len(config) and dataclasses.is_dataclass(config[int(name)])
+        return type(config)(left) if is_section else None
     known = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     if name not in [field.name for field in known]:
         return None
@@ -256,6 +264,23 @@ def without_section(config: Any, path: Sequence[str]) -> Any:
     if not optional or not dataclasses.is_dataclass(value):
         return None
     return dataclasses.replace(config, **{name: None})
+
+
+def _of_new_sections(config: Any, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The other ``overrides``, and those of sections that `_with_section` makes."""
+    others: list[str] = []
+    new: list[str] = []
+    option = others
+    for token in overrides:
+        if token.startswith("--"):
+            option = others if _with_section(config, _path(token)) is config else new
+        option.append(token)
+    return others, new
+
+
+def _path(token: str) -> list[str]:
+    """The names in ``--section.field``; none in a value."""
+    return token[2:].partition("=")[0].replace("-", "_").split(".") if token[:2] == "--" else [""]
 
 
 def _with_section(config: Any, path: Sequence[str]) -> Any:

@@ -140,7 +140,8 @@ SIDE = 3  # rows and columns of the kernel of every convolution
 
 def fan_out_std(fan_out: int) -> float:
     """Standard deviation that initialises a kernel, of He et al. (arXiv:1502.01852 §2.2) for the
-    backward pass: ``fan_out`` is the number of outputs that an input of the kernel goes into."""
+    backward pass: ``fan_out`` is the number of outputs that an input of the kernel goes into.
+    Linear layers cut at two of them (`truncated_normal`)."""
     return math.sqrt(2.0 / fan_out)
 
 

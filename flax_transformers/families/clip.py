@@ -178,7 +178,7 @@ VISION_ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 def _initial_std(config: TransformerConfig, name: str) -> float:
-    """As in the original code, for both encoders."""
+    """As in the original code, for both encoders; ``truncated_normal`` cuts at two of them."""
     width = config.hidden_size**-0.5
     of_layers = {"query": width, "key": width, "value": width, "up": width / math.sqrt(2)}
     if name in ("output", "down"):

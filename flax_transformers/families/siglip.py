@@ -119,7 +119,7 @@ TEXT_ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 def _initial_std(config: TransformerConfig, name: str) -> float:
-    """The deviations of the original's Xavier-uniform kernels."""
+    """The deviations of the original's Xavier-uniform kernels, before ``truncated_normal`` cuts."""
     width = config.hidden_size
     if name in ("query", "key", "value", "output"):
         return width**-0.5

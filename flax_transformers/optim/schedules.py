@@ -85,7 +85,7 @@ class Schedule:
             if self.kind != kind and given != getattr(Schedule, name):
                 raise ranges.OutOfRange(
                     f"optimizer.schedule.{name} is {given}, but only the {kind} schedule uses it; "
-                    f"leave it out for {self.kind}"
+                    f"set it to {getattr(Schedule, name)} for {self.kind}"
                 )
         start = self.timescale or self.warmup_steps
         if self.kind == "inverse_sqrt" and start < max(1, self.warmup_steps):

@@ -125,6 +125,14 @@ def test_an_optional_section_is_removed_by_none(tokens):
         override(config, ["--data.source", "None"])
 
 
+def test_an_entry_of_several_sections_is_removed_by_none():
+    config = recipe("bert_base")
+    changed = override(config, ["--phases.1", "None", "--phases.0.steps", "7"])
+    assert changed.phases == (replace(config.phases[0], steps=7),)
+    with pytest.raises(UserError, match="there is no option --phases.2"):
+        override(config, ["--phases.2", "None"])
+
+
 def test_phases_in_a_list_take_options(capsys):
     config = tiny_config("text.txt", "store")
     listed = replace(config, phases=list(config.phases))
@@ -147,10 +155,11 @@ def test_fields_of_sinks_are_options():
 def test_a_validation_source_that_is_none_begins_as_the_source():
     config = recipe("bert_tiny")
     assert config.data.validation_source is None
-    tokens = ["--data.source.path", "a.txt", "--data.validation-source.path=b.txt"]
+    tokens = ["--data.validation-source.path=b.txt", "--data.source.path", "a.txt"]
+    tokens += ["--data.source.text-field", "body"]
     changed = override(config, tokens).data
-    assert changed.source == replace(config.data.source, path="a.txt")
-    assert changed.validation_source == replace(config.data.source, path="b.txt")
+    assert changed.source == replace(config.data.source, path="a.txt", text_field="body")
+    assert changed.validation_source == replace(changed.source, path="b.txt")
     for given in ("--data.validation-source.pth", "--data.validation-source"):
         with pytest.raises(UserError, match=r"did you mean --data\.validation-source\.path\?"):
             override(config, [given, "b.txt"])

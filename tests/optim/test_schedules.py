@@ -122,7 +122,7 @@ def test_the_rate_is_float32_and_the_same_traced_or_not(kind):
         (lambda: Schedule("constant", end_fraction=0.1), 1.0, 10, "constant schedule has no end"),
         (lambda: Schedule("inverse_sqrt"), 1.0, 10, "timescale on, which is 0"),
         (lambda: Schedule("inverse_sqrt", 5, timescale=4), 1.0, 10, "which is 4; .* at least 5"),
-        (lambda: Schedule("cosine", timescale=4), 1.0, 10, "only the inverse_sqrt"),
+        (lambda: Schedule("cosine", timescale=4), 1.0, 10, "inverse_sqrt .* to None for cosine"),
         (lambda: Schedule("cosine", decay_steps=4), 1.0, 10, "only the wsd schedule"),
         (lambda: Schedule("linear", cycles=2), 1.0, 10, "cycles is 2, but only the cosine"),
         (lambda: Schedule("wsd", 4, decay_steps=7), 1.0, 10, "is 7, but the run has 6 steps after"),
