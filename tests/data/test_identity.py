@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from flax_transformers.data.images import parts
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources import records
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.sources.read import CorpusReader
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.data.sources.text import TextSource
@@ -214,6 +216,61 @@ def test_a_finished_store_is_enough_when_its_corpus_is_gone(corpus, store):
     shutil.rmtree(corpus)
     for opening in (prepare, open_dataset):
         assert opening(data_of(corpus, store=store)).fingerprint == made.fingerprint
+
+
+def _forbid(monkeypatch, forbidden):
+    """As for a user who may not look into a folder, on Python 3.11."""
+
+    def guarded(method):
+        def call(path, *arguments, **options):
+            if path.is_relative_to(forbidden):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return method(path, *arguments, **options)
+
+        return call
+
+    for name in ("exists", "is_dir", "is_file", "iterdir", "stat"):
+        monkeypatch.setattr(Path, name, guarded(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("pattern", ["", "part?.txt"])
+@pytest.mark.parametrize("store", ["store", None])
+def test_a_finished_store_is_enough_for_who_may_not_look_into_its_corpus(
+    corpus, store, pattern, monkeypatch
+):
+    data = data_of(corpus / pattern, store=store)
+    made = prepare(data)
+    _forbid(monkeypatch, corpus)
+    for opening in (prepare, open_dataset):
+        assert opening(data).fingerprint == made.fingerprint
+    with pytest.raises(UserError, match="Cannot read .*corpus.*Permission denied"):
+        prepare(replace(data, store="new"))
+
+
+def test_a_finished_store_is_enough_for_who_may_not_look_into_its_pairs(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.de").write_text("Katze\nBaum\nBuch\n" * 20)
+    (tmp_path / "texts/a.en").write_text("cat\ntree\nbook\n" * 20)
+    source = PairSource("texts/a.de", target_path="texts/a.en")
+    data = replace(
+        data_of("", TokenizerConfig("bytes"), validation_fraction=0.0), source=source, store="store"
+    )
+    made = prepare(data)
+    _forbid(monkeypatch, "texts")
+    for opening in (prepare, open_dataset):
+        assert opening(data).fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize("store", ["store", None])
+def test_a_finished_store_is_enough_for_who_may_not_look_into_its_images(
+    tmp_path, store, monkeypatch
+):
+    write_idx(tmp_path / "mnist")
+    data = image_data("mnist", store=store)
+    made = prepare(data)
+    _forbid(monkeypatch, "mnist")
+    for opening in (prepare, open_dataset):
+        assert opening(data).fingerprint == made.fingerprint
 
 
 def test_opening_a_finished_store_reads_nothing_of_the_corpus(corpus, monkeypatch):

@@ -15,6 +15,7 @@ from flax_transformers.data.images.captions import open_captioned, read_place
 from flax_transformers.data.images.files import ENDINGS, FolderImages, IdxImages, idx_files
 from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_path
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
+from flax_transformers.data.sources.files import reading_source
 from flax_transformers.data.sources.row_files import reading_parquet
 from flax_transformers.data.sources.tfds import PREFIX, tfds_builder
 from flax_transformers.errors import UserError
@@ -40,6 +41,11 @@ def open_images(source: ImageSource) -> Images:
         raise UserError(
             f"Images are read from local files or TFDS, not from {source.path}; copy them first."
         )
+    with reading_source(root):
+        return _opened(source, root)
+
+
+def _opened(source: ImageSource, root: Path) -> Images:
     if not root.exists():
         raise UserError(f"There is no file or folder {source.path}; check the path.")
     parquet = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
@@ -83,11 +89,12 @@ def own_held_out(source: ImageSource) -> str | None:
         names: Sequence[str] = list(tfds_builder(source.path).info.splits)
     else:
         root = Path(os.path.expanduser(find_data(source.path)))
-        if not root.is_dir():
-            return None
         kinds = ("parquet", "tar", "jsonl") if source.caption_field else ("parquet",)
-        files = [path for kind in kinds for path in root.rglob(f"*.{kind}")]
-        found = [path.name for path in root.iterdir() if path.is_dir()]
+        with reading_source(root):
+            if not root.is_dir():
+                return None
+            files = [path for kind in kinds for path in root.rglob(f"*.{kind}")]
+            found = [path.name for path in root.iterdir() if path.is_dir()]
         names = [
             *(name for path in files if (name := split_of_path(root, path))),
             *(split for split in SPLIT_NAMES if any(n in SPLIT_NAMES[split] for n in found)),

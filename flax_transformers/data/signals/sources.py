@@ -17,6 +17,7 @@ from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.images.sources import open_images
 from flax_transformers.data.signals.names import check_modality
 from flax_transformers.data.sources import embedded
+from flax_transformers.data.sources.files import reading_source
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
@@ -139,7 +140,9 @@ class ArraySource(SignalSource):
 
     def opened(self, split: Split) -> SignalSplit:
         path = Path(self.path).expanduser() / f"{split}.npy"
-        if split == "validation" and not path.exists():
+        with reading_source(path):
+            exists = path.exists()
+        if split == "validation" and not exists:
             return SignalSplit(0, lambda index: np.zeros(self.shape, self.dtype))
         arrays = _mapped(path)
         if arrays.shape[1:] != self.shape or arrays.dtype != np.dtype(self.dtype):

@@ -54,9 +54,11 @@ def list_corpus(path: str, endings: Sequence[str]) -> Listing:
         raise UserError(f"Text is read from local files or TFDS, not from {path}; copy it first.")
     root = Path(os.path.expanduser(path))
     listing = Listing(root=root)
-    if root.is_file():
+    with reading_source(root):
+        is_file, is_dir = root.is_file(), root.is_dir()
+    if is_file:
         listing.files.append((root.name, root))
-    elif root.is_dir():
+    elif is_dir:
         _list_folder(root, endings, listing)
         if not listing.files:
             there = f"; it has {unread_text(listing.unread)}" if listing.unread else ""
@@ -92,7 +94,7 @@ def would_read(path: str, folder: str, endings: Sequence[str]) -> bool:
     root = Path(os.path.expanduser(path))
     while glob.has_magic(str(root)):
         root = root.parent
-    if not root.is_dir() or (glob.has_magic(path) and "**" not in path):
+    if not os.path.isdir(root) or (glob.has_magic(path) and "**" not in path):
         return False
     real = os.path.realpath(root)
     below = os.path.relpath(os.path.realpath(folder), real).split(os.sep)
@@ -207,12 +209,14 @@ def _list_pattern(pattern: Path, listing: Listing) -> None:
     seen: set[str] = set()
     for name in sorted(glob.glob(str(pattern), recursive=True), key=lambda n: (n.count("/"), n)):
         path = Path(name)
-        if path.is_file():
+        with reading_source(path):
+            is_file, is_dir = path.is_file(), path.is_dir()
+        if is_file:
             place = os.path.join(os.path.realpath(path.parent), path.name)
             if place in seen:
                 listing.leave_out("repeated linked file")
             else:
                 seen.add(place)
                 listing.files.append((name, path))
-        elif path.is_dir() and "**" not in pattern.parts:
+        elif is_dir and "**" not in pattern.parts:
             listing.leave_out("folder")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from flax_transformers.data.sources import records, row_files
 from flax_transformers.data.sources.corpus_files import ending
 from flax_transformers.data.sources.documents import Decoder, Document, Invalid, Where
+from flax_transformers.data.sources.files import reading_source
 from flax_transformers.data.sources.tfds import PREFIX, TfdsExamples
 from flax_transformers.errors import UserError
 from flax_transformers.storage.hub import find_data
@@ -59,7 +60,9 @@ class PairSource(records.Source):
             return super().files()
         found = [Path(find_data(path)).expanduser() for path in (self.path, self.target_path)]
         for path in found:
-            if not path.is_file():
+            with reading_source(path):
+                is_file = path.is_file()
+            if not is_file:
                 raise UserError(f"There is no file {path}; check the path.")
         return [(path.name, path) for path in found]
 
