@@ -141,10 +141,9 @@ def train_prepared(
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
-        step, early = ended.position.step, None
-        if step < config.total_steps:
-            early = reason_to_stop_early(config, ended.position)
-        is_through = step >= config.total_steps or early is not None
+        step, total = ended.position.step, config.total_steps
+        early = reason_to_stop_early(config, ended.position) if step < total else None
+        is_through = step >= total or early is not None
         preempted, stopped = not (is_through or stopped), stopped and not is_through
         outcome = Outcome(step, preempted, dict(run.latest), stopped, early, told)
         if is_through:

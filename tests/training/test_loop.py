@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -109,6 +110,21 @@ def test_a_run_that_a_callback_stops_is_saved_and_resumes_to_the_same_end(
     resumed = run(config, tmp_path, evaluate=True)
     assert (resumed.step, resumed.stopped) == (12, False)
     assert resumed.metrics["eval/loss"] == straight[1].metrics["eval/loss"]
+
+
+@pytest.mark.multi_process
+def test_a_run_whose_data_worker_is_killed_is_saved(corpus, tmp_path):
+    class Kill(ft.Callback):
+        def on_step(self, step, state):
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+    config = config_for(corpus, steps=40)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    with pytest.raises(UserError, match="exit code -9"):
+        train_prepared(config, prepare(config.data), tmp_path, callbacks=[Kill()])
+    losses = [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row]
+    assert find_checkpoint(tmp_path).step == losses[-1] > 0
 
 
 def test_held_out_scores_are_logged_at_the_end(straight):

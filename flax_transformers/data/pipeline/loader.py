@@ -64,8 +64,7 @@ class _HostBatches:
 
     def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
         start = self.first + batch * self.batch_size
-        positions = (start + int(row) for row in self.rows)
-        return stacked([self._row(position) for position in positions])
+        return stacked([self._row(start + int(row)) for row in self.rows])
 
     def _row(self, position: int) -> dict[str, np.ndarray]:
         examples = self.prepare.examples
@@ -135,9 +134,16 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         self._position = position
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._iterator is None:
-            self._iterator = self._open()
-        batch = next(self._iterator)
+        self._iterator = self._iterator or self._open()
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # what grain says
+                raise
+            raise UserError(
+                f"a data {str(error).partition('.')[0].lower()}; give the job more memory, or "
+                "/dev/shm more space (docker run --shm-size), or lower data.workers"
+            ) from error
         self._position += self._batches.batch_size
         return batch
 
@@ -145,10 +151,8 @@ class TrainStream(Iterator[dict[str, np.ndarray]]):
         batches = replace(self._batches, first=self._position)
         stream = _read_ahead(batches, batches.prepare.examples.read_threads)
         if self._workers:
-            stream = stream.mp_prefetch(
-                grain.MultiprocessingOptions(self._workers, _BATCHES_AHEAD),
-                worker_init_fn=_start_worker,
-            )
+            options = grain.MultiprocessingOptions(self._workers, _BATCHES_AHEAD)
+            stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
         return iter(stream)
 
     def close(self) -> None:
@@ -170,8 +174,7 @@ def _start_worker(worker: int, workers: int) -> None:
 
 def _read_ahead(batches: Any, threads: int) -> grain.IterDataset:
     """``batches`` in order, prepared by ``threads`` threads ahead of their use."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+    flags.FLAGS.mark_as_parsed()  # grain reads absl flags
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return grain.MapDataset.source(batches).to_iter_dataset(options)
 

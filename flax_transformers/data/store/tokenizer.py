@@ -56,10 +56,7 @@ def load(config: TokenizerConfig) -> Tokenizer:
 
 
 def own_tokenizer(
-    folder: Folder,
-    config: TokenizerConfig,
-    given: Tokenizer | None = None,
-    name: str = "tokenizer",
+    folder: Folder, config: TokenizerConfig, given: Tokenizer | None = None, name: str = "tokenizer"
 ) -> Tokenizer:
     """The tokenizer of a store. Raises UserError if another one is given, or is at the path."""
     tokenizer = load_saved_tokenizer(folder, name)

@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -244,6 +245,16 @@ def test_shuffling_a_hundred_million_examples_needs_no_table():
 def test_what_prepare_raises_reaches_the_caller(workers):
     with pytest.raises(UserError, match="this row cannot be used"):
         take(stream(objective=Failing(), workers=workers), 1)
+
+
+@pytest.mark.multi_process
+def test_a_worker_that_is_killed_is_a_mistake_with_a_remedy():
+    with stream(workers=1) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        with pytest.raises(UserError, match=r"exit code -9; give the job more memory.*shm-size"):
+            take(batches, 9)  # some were ready
 
 
 def test_hosts_may_hold_rows_that_are_not_neighbours():
