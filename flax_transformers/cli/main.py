@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nothing to close at exit)
         return _leave(BROKEN_PIPE)
     except Exception as error:
-        if (explained := _out_of_memory(error) or _out_of_space(error)) is None:
+        explained = _out_of_memory(error) or _out_of_space(error) or _forbidden(error)
+        if explained is None:
             raise
         print(f"{parsing.PROGRAM}: {explained}", file=sys.stderr)
         return _leave(USER_ERROR)
@@ -119,6 +120,16 @@ def _out_of_space(error: Exception) -> str | None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is not written at exit)
     place = error.filename or "the output of the command"
     return f"{place} cannot be written ({error.strerror}); free some space, and run it again"
+
+
+def _forbidden(error: Exception) -> str | None:
+    """What to do about a file that this user may not use, or that is in such a folder."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return None
+    return (
+        f"{error.filename} cannot be used ({error.strerror}); get the permission for it and for "
+        "the folders above it, or give another path"
+    )
 
 
 def _leave(code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -88,6 +89,8 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[ReportedRun], li
         elif (folder / FILE_NAME).exists():
             runs[str(folder)] = folder
         else:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(folder / FILE_NAME)  # raises PermissionError where `exists` is False
             raise UserError(
                 f"{os.fspath(path)} has none of {FILE_NAME}, {_TABLE} and the {_RECORD} of a "
                 "sweep; give the workdir of a run that has logged a step, or of a sweep"

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -204,6 +205,30 @@ def test_an_output_on_a_full_disk_is_named(capsys, monkeypatch):
         patched.setattr(sys, "stdout", FullDisk())
         assert main(["--version"]) == 2
     assert "the output of the command cannot be written (No space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments"),
+    [
+        ((Path, "is_file"), ("train", "shut/config.py", "--workdir", "w")),
+        ((Path, "exists"), ("predict", "run", "--input", "shut/texts.txt")),
+        ((Path, "is_file"), ("convert", "shut/run", "new")),
+        ((os, "stat"), ("report", "shut/run")),
+    ],
+)
+def test_a_folder_that_may_not_be_looked_into_is_named(capsys, monkeypatch, place, arguments):
+    """As Python 3.11 says it."""
+    ask = getattr(*place)
+
+    def guarded(path, *others, **options):
+        if "shut" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return ask(path, *others, **options)
+
+    monkeypatch.setattr(*place, guarded)
+    said = refused(capsys, *arguments)
+    assert "shut/" in said
+    assert "cannot be used (Permission denied); get the permission for it and for the" in said
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(capsys, small, tmp_path):
