@@ -38,6 +38,7 @@ _MAY_BE_EMPTY = frozenset({"prompt", "text"})
 
 def program(arguments: Sequence[str] | None = None) -> int:
     """``main`` for a process that ends with it: the watchdog limits how long the exit takes."""
+    _fill_standard_descriptors()
     if arguments is None and sys.argv[1:2] in (["train"], ["sweep"]):
         restart_with_memory_settings()
     # Tracing makes many objects and little garbage; looking for it took a sixth of a short run.
@@ -53,6 +54,14 @@ def program(arguments: Sequence[str] | None = None) -> int:
         raise
     finally:
         watchdog.enter("exit")
+
+
+def _fill_standard_descriptors() -> None:
+    """Opens those that were closed before the start, as by ``>&-``: a file or a pipe that is opened
+    later would get their numbers, and C++ libraries would write their messages into it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _end(code: int) -> None:

@@ -364,6 +364,32 @@ def test_a_library_that_aborts_at_exit_does_not_change_the_exit_code(arguments, 
     assert "Traceback" not in done.stderr
 
 
+WRITES_TO_STDERR = """
+import os, sys, time
+from flax_transformers.cli import main
+from flax_transformers.parallel.limits import Limits
+from flax_transformers.parallel.watchdog import TICK_SECONDS, watchdog
+
+def run(_):
+    with watchdog.running(Limits()), watchdog.phase("step"):
+        os.write(2, b"as XLA does")
+        time.sleep(3 * TICK_SECONDS)
+        with open(sys.argv[1], "w") as file:
+            file.write(str(watchdog._told))
+    return 0
+
+main.main = run
+sys.exit(main.program([]))
+"""
+
+
+def test_with_closed_outputs_what_a_library_writes_is_no_signal(tmp_path):
+    command = [sys.executable, "-c", WRITES_TO_STDERR, str(tmp_path / "told")]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], timeout=120)
+    assert done.returncode == 0
+    assert (tmp_path / "told").read_text() == "None"
+
+
 def test_help_and_version_do_not_import_jax():
     program = (
         "import sys\n"
