@@ -389,7 +389,8 @@ def _files_of_weights(found: SavedStep | Path) -> list[Path]:
     """Without what may be added later, such as a README or the evaluation of a checkpoint."""
     if not isinstance(found, SavedStep):
         return files_of_model(found)
-    return [file for part in ("state", "meta") for file in Path(found.folder, part).rglob("*")]
+    files = (file for part in ("state", "meta") for file in Path(found.folder, part).rglob("*"))
+    return [file for file in files if not file.name.startswith(".")]
 
 
 @dataclass(frozen=True)

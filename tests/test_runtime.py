@@ -163,6 +163,7 @@ def test_files_beside_the_weights_do_not_change_their_fingerprint(tmp_path, of_r
     (folder / ".cache" / "huggingface").mkdir(parents=True)
     for name in ("README.md", "meta_update.json", "tokenizer.json", ".cache/huggingface/model"):
         (folder / name).write_text("{}")
+    weights.with_name(".DS_Store").write_text("")
     assert stored.fingerprint() == first
     assert stored.earlier_fingerprint() != earlier
     weights.write_bytes(b"others")

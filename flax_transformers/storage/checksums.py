@@ -85,8 +85,9 @@ def write_late(folder: epath.Path, name: str, content: bytes) -> None:
 def verify(folder: epath.Path) -> list[str]:
     """The problems of a step folder, one phrase per file; empty if it is intact.
 
-    Detects files that are missing, added, truncated or changed, the index included. Raises OSError,
-    or an error of the bucket's client, for a file that exists and cannot be read.
+    Detects files that are missing, added, truncated or changed, the index included. What a desktop
+    or a copying program adds under a hidden name does no harm. Raises OSError, or an error of the
+    bucket's client, for a file that exists and cannot be read.
     """
     if not has_index(folder):
         return [f"{INDEX_NAME} is missing"]
@@ -97,6 +98,7 @@ def verify(folder: epath.Path) -> list[str]:
     present = set(list_files(folder)) - {INDEX_NAME}
     missing = [f"{name} is missing" for name in sorted(expected.keys() - present)]
     added = sorted(present - expected.keys() - set(_LATE_FILES))
+    added = [name for name in added if not any(part.startswith(".") for part in name.split("/"))]
     if missing or added:
         return missing + [f"{name} does not belong to it" for name in added]
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -109,6 +109,15 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
     assert names_in(tmp_path) == ["5", "invalid-7-0"]
 
 
+def test_hidden_files_of_other_programs_do_not_damage_a_step(tmp_path: Path) -> None:
+    write_steps(tmp_path, 7)
+    (tmp_path / "7/state/.AppleDouble").mkdir()
+    for name in (".DS_Store", "meta/._metadata", "state/.AppleDouble/d"):
+        (tmp_path / "7" / name).write_bytes(b"")
+    assert find_checkpoint(tmp_path).step == 7
+    assert restore_newest(tmp_path).step == 7
+
+
 def test_a_step_is_hashed_once_in_a_process_unless_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
