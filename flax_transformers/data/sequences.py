@@ -55,7 +55,8 @@ class SequenceDataset(DatasetDefaults):
     ``tokenizer``: also saved with checkpoints. ``vocab``: special ids for the objective, if
     examples are token ids and there is no tokenizer.
     ``name``: identifies the data. A run resumes only with data of the same name and lengths: the
-    content of a Python sequence is not checked.
+    content of a Python sequence is not checked. ``former_name``: what earlier versions called the
+    same data.
     """
 
     train: PythonSequence
@@ -65,6 +66,7 @@ class SequenceDataset(DatasetDefaults):
     vocab: Vocabulary | None = None
     label_names: tuple[str, ...] = ()
     name: str = "Python sequence"
+    former_name: str | None = None
 
     @property
     def directory(self) -> str:
@@ -72,8 +74,15 @@ class SequenceDataset(DatasetDefaults):
 
     @property
     def fingerprint(self) -> str:
+        return self._named(self.name)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        return () if self.former_name is None else (self._named(self.former_name),)
+
+    def _named(self, name: str) -> str:
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
-        made_of = (self.name, len(self.train), tokenizer, self.label_names)
+        made_of = (name, len(self.train), tokenizer, self.label_names)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
     @property

@@ -61,7 +61,8 @@ class SignalData(PythonData):
             train=train,
             validation=validation if len(validation) else None,
             label_names=self.label_names,
-            name=f"signals {digest({'sources': [source.identity() for source in self.sources]})}",
+            name=_name([source.identity() for source in self.sources]),
+            former_name=_name([source.former_identity() for source in self.sources]),
         )
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
@@ -85,6 +86,10 @@ class SignalData(PythonData):
                 "give a source of signals, as the training data has"
             )
         return _EvaluatedSignals(**vars(self) | {"sources": (one.source,)})
+
+
+def _name(identities: list[dict[str, Any]]) -> str:
+    return f"signals {digest({'sources': identities})}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from flax_transformers.data.sources.files import reading_source
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import Split
 from flax_transformers.errors import UserError
+from flax_transformers.storage.file_hashes import content_digest
 
 DIGITS = tuple(map(str, range(10)))
 Dtype = Literal[
@@ -87,10 +88,14 @@ class SignalSource:
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """What identifies the data: the settings, without paths, and some of the content."""
+        """What identifies the training data: the settings, without paths, and the content."""
         settings = dataclasses.asdict(self)
         settings.pop("path", None)
         return {"kind": type(self).__name__, **settings}
+
+    def former_identity(self) -> dict[str, Any]:
+        """The identity of the same data in earlier versions."""
+        return self.identity()
 
 
 def digest_of_ends(arrays: np.ndarray) -> str:
@@ -105,8 +110,9 @@ class ArraySource(SignalSource):
 
     Videos are frames uint8 [n, F, H, W, C], already decoded; spectrograms and depth maps float32
     [n, H, W, 1]; point clouds float32 [n, points, 3]; bytes uint8 [n, length]. The files are mapped
-    into memory, not read as a whole. Labels are in train_labels.npy and validation_labels.npy,
-    integers [n], if ``classes`` are given.
+    into memory; train.npy is read as a whole only once after it has changed, as a run resumes only
+    with the same content. Labels are in train_labels.npy and validation_labels.npy, integers [n],
+    if ``classes`` are given.
     """
 
     path: str
@@ -131,15 +137,23 @@ class ArraySource(SignalSource):
         return self.classes
 
     def identity(self) -> dict[str, Any]:
-        folder = Path(self.path).expanduser()
-        found = super().identity() | {"content": digest_of_ends(_mapped(folder / "train.npy"))}
+        return self._identity(content_digest([("train.npy", self._file("train"))]))
+
+    def former_identity(self) -> dict[str, Any]:
+        return self._identity(digest_of_ends(_mapped(self._file("train"))))
+
+    def _file(self, name: str) -> Path:
+        return Path(self.path).expanduser() / f"{name}.npy"
+
+    def _identity(self, content: str) -> dict[str, Any]:
+        found = super().identity() | {"content": content}
         if self.classes:
-            labels = np.ascontiguousarray(_mapped(folder / "train_labels.npy"))
+            labels = np.ascontiguousarray(_mapped(self._file("train_labels")))
             found["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
         return found
 
     def opened(self, split: Split) -> SignalSplit:
-        path = Path(self.path).expanduser() / f"{split}.npy"
+        path = self._file(split)
         with reading_source(path):
             exists = path.exists()
         if split == "validation" and not exists:
