@@ -32,22 +32,22 @@ def introduce(
         return
     devices = jax.devices()
     batch = config.phases[0]
-    _say(
+    say(
         f"{type(config.model).__name__.removesuffix('Config')} {config.model.num_layers} layers x "
         f"{config.model.hidden_size} wide, {type(config.objective).__name__}, on "
         f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)"
     )
     if config.lora.is_on:
-        _say(_adapted(config))
-    _say(
+        say(_adapted(config))
+    say(
         f"{prepared.summary}; batches of {' x '.join(map(str, batch.batch_shape))}, "
         f"{config.total_steps:,} steps"
     )
     if config.data.is_limited:
-        _say(_subset(config, prepared))
+        say(_subset(config, prepared))
     for baseline in baselines:
-        _say(f"baseline: {baseline.line()}")
-    _say(f"workdir: {workdir}")
+        say(f"baseline: {baseline.line()}")
+    say(f"workdir: {workdir}")
 
 
 def _subset(config: TrainConfig, prepared: Dataset) -> str:
@@ -90,24 +90,24 @@ def report_results(workdir: epath.Path, outcome: Outcome, baselines: Sequence[Ba
     except Exception as error:  # the run itself is saved
         logging.getLogger(__name__).warning("no plots could be written: %s", error)
     if outcome.preempted or outcome.stopped:
-        _say(
+        say(
             f"stopped on request after step {outcome.step:,}; a checkpoint is saved: the same "
             "command resumes from it"
         )
         return
     samples = workdir / "samples" / f"step_{outcome.step:08d}.txt"
     if samples.exists() and (shown := read_side_file(samples)) is not None:
-        _say(f"\nHeld-out text and the model's predictions:\n\n{shown}")
+        say(f"\nHeld-out text and the model's predictions:\n\n{shown}")
     for line in _parts(outcome.metrics):
-        _say(line)
+        say(line)
     scores = {name: score for name, score in outcome.metrics.items() if name.startswith("eval/")}
     for baseline in baselines:
         if baseline.metric in scores:
-            _say(baseline.verdict(scores[baseline.metric]))
+            say(baseline.verdict(scores[baseline.metric]))
     for name in sorted(scores.keys() - {baseline.metric for baseline in baselines}):
-        _say(f"held-out {name.removeprefix('eval/').replace('_', ' ')} {scores[name]:.4g}")
-    _say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
-    _say(f"plots      {workdir / 'plots'}")
+        say(f"held-out {name.removeprefix('eval/').replace('_', ' ')} {scores[name]:.4g}")
+    say(f"checkpoint {workdir / 'checkpoints' / str(outcome.step)}")
+    say(f"plots      {workdir / 'plots'}")
 
 
 def table_of_sets(
@@ -153,7 +153,7 @@ def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
         )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Prints; a closed pipe or a full disk does not end a run."""
     try:
         print(text, flush=True)

@@ -25,6 +25,7 @@ from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import finished_steps
 from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError, WorkdirInUse
+from flax_transformers.evaluation.report import say
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.storage.workdir import read_side_file, write_side_file
 from flax_transformers.sweeps.study import Point, StudyRun, StudyRuns, Training
@@ -247,4 +248,4 @@ def _sentence(error: Exception) -> str:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, flush=True)
+        say(text)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -149,6 +153,20 @@ def test_an_error_that_is_no_mistake_of_the_user_is_recorded_with_its_type(
     sweep = sweep_of(base, tmp_path / "all")
     assert trained_all(sweep)
     assert [one.failure for one in runner.results(sweep)] == ["RuntimeError: out of memory"]
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_an_output_that_nobody_reads_or_stores_does_not_end_a_sweep(
+    base, tmp_path, trained, monkeypatch, number
+):
+    class Closed(io.StringIO):
+        def flush(self):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    sweep = sweep_of(base, tmp_path / "sweep", ("3", "4"))
+    assert runner.train_all(sweep.runs)
+    assert len(trained) == 2
 
 
 def test_a_run_of_another_process_is_left_to_it(base, tmp_path, capsys):
