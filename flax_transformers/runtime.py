@@ -39,7 +39,7 @@ from flax_transformers.parallel import distributed
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.restore import RestoredModel, restore_model, saved_part, saved_tokenizers
-from flax_transformers.storage.file_hashes import content_digest
+from flax_transformers.storage.file_hashes import cache_root, content_digest
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.check_run import LABEL_HEADS
 from flax_transformers.training.config import TrainConfig
@@ -61,7 +61,8 @@ def start(platform: str | None, limits: Limits | None = None) -> None:
     distributed.check_platform(platform)
     # What the environment or the program around has set stays.
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", _cache_directory())
+        compiled = os.path.join(cache_root(), "compiled")
+        jax.config.update("jax_compilation_cache_dir", compiled)
     if jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 1.0:  # JAX's default
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -75,11 +76,6 @@ def _allow_virtual_devices() -> None:
     devices = ranges.from_environment("JAX_NUM_CPU_DEVICES", ranges.integers(1, 1024), 1)
     if devices > 1:
         os.environ.setdefault("NPROC", str(8 * devices))
-
-
-def _cache_directory() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "flax_transformers" / "compiled")
 
 
 def prepared_data(

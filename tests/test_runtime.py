@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pwd
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,7 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel import distributed
+from flax_transformers.storage.file_hashes import cache_root
 from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
 from tests.huggingface.tensors import drawn_model
@@ -168,6 +171,23 @@ def test_files_beside_the_weights_do_not_change_their_fingerprint(tmp_path, of_r
     assert stored.earlier_fingerprint() != earlier
     weights.write_bytes(b"others")
     assert stored.fingerprint() not in (None, first)
+
+
+def test_a_user_without_a_home_has_caches_below_the_temporary_folder(monkeypatch):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(distributed, "start_processes", lambda *_: None)
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    config = SimpleNamespace(values=dict.fromkeys(names))
+    config.update = config.values.__setitem__
+    monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config))
+    runtime.start(None)
+    assert config.values[names[0]] == f"{cache_root()}/compiled"
+    assert cache_root().startswith(tempfile.gettempdir())
 
 
 @pytest.mark.multi_process

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +83,11 @@ _SETTLED_S = 2.0
 
 
 def cache_root() -> str:
-    """The folder of files that can be created again."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """The folder of files that can be created again; below /tmp for a user without a home."""
+    home = os.path.expanduser("~")
+    if home == "~":  # no HOME, and no entry in the list of users, as in some containers
+        home = os.path.join(tempfile.gettempdir(), f"user-{os.getuid()}")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     return os.path.join(cache, "flax_transformers")
 
 
