@@ -117,7 +117,13 @@ def _in_processes(
     work: Work, runs: Sequence[Sequence[int]], processes: int, reporter: _Reporter
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    job = _Job(work, context.Array("q", 3), context.Event())
+    try:
+        job = _Job(work, context.Array("q", 3), context.Event())
+    except OSError as error:  # such as without /dev/shm
+        raise UserError(
+            f"Processes that prepare need shared memory, which this machine refuses ({error}); "
+            "mount /dev/shm, or set data.prepare_processes to 1."
+        ) from error
     pool = ProcessPoolExecutor(min(processes, len(runs)), context, _start_worker, (job,))
     try:
         waiting: set[Future[None]] = {pool.submit(_run_in_worker, run) for run in runs}

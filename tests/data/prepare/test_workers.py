@@ -1,13 +1,16 @@
 """Running work for shards in this process."""
 
+import errno
 import os
 import subprocess
 import sys
+from multiprocessing import synchronize
 
 import pytest
 
 from flax_transformers.data.prepare import workers
 from flax_transformers.data.prepare.workers import for_each_run
+from flax_transformers.errors import UserError
 
 THREADS = "TOKENIZERS_PARALLELISM"
 
@@ -42,6 +45,15 @@ def test_each_shard_of_a_run_is_reported(capsys):
         "made shard 4 of 5: 20 documents, 140 tokens",
         "made shard 5 of 5: 30 documents, 210 tokens",
     ]
+
+
+def test_without_shared_memory_the_remedy_is_named(monkeypatch):
+    def refused(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(synchronize.SemLock, "__init__", refused)
+    with pytest.raises(UserError, match="mount /dev/shm, or set data.prepare_processes to 1"):
+        for_each_run(print, [[0], [1]], 2, done="made", total=2)
 
 
 def test_documents_that_are_done_are_progress_to_the_watchdog(monkeypatch):
