@@ -182,7 +182,12 @@ class Pace:
         return self._last is not None
 
     def add(self, step: int, now: float) -> None:
-        """Notes that ``step`` steps were done at the time ``now``, in seconds."""
+        """Notes that ``step`` steps were done at the time ``now``, in seconds.
+
+        Only the first update of a step counts: the time up to later ones is part of the next step.
+        """
+        if self._last is not None and step == self._last[0]:
+            return
         if self._last is not None and step > self._last[0]:
             self._intervals.append((step - self._last[0], now - self._last[1]))
         self._last = (step, now)

@@ -172,6 +172,13 @@ def test_short_regular_pauses_count_in_full():
     assert pace_of([0.0, 1.0, 2.0, 8.0, 9.0]) == 9 / 4
 
 
+def test_the_time_between_updates_of_the_same_step_counts():
+    # Each step is dispatched, then waited for; every second one is evaluated for four seconds.
+    steps = [1, 1, 2, 2, 2, 3, 3, 4, 4, 4, 5]
+    times = [30, 31, 31, 32, 36, 36, 37, 37, 38, 42, 42]
+    assert pace_of(times, steps) == 3.0
+
+
 def test_the_pace_forgets_the_distant_past():
     slow = [10.0 * step for step in range(50)]
     fast = [490.0 + step for step in range(1, Pace.WINDOW + 1)]
