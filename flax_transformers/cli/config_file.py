@@ -110,9 +110,12 @@ def recipe(name: str) -> TrainConfig:
 
 def recipes() -> dict[str, Path]:
     """The files of this package's recipes by name: in the wheel, or in the repository."""
+    return {file.stem: file for file in sorted(_recipe_folder().glob("*.py"))}
+
+
+def _recipe_folder() -> Path:
     package = Path(__file__).parents[1]
-    folders = (package / "configs", package.parent / "configs")
-    return {file.stem: file for file in sorted(next(filter(Path.is_dir, folders)).glob("*.py"))}
+    return next(filter(Path.is_dir, (package / "configs", package.parent / "configs")))
 
 
 def _config_path(name: str) -> Path:
@@ -171,19 +174,23 @@ def _import_file(path: Path) -> ModuleType:
     """Import a config file under its own name, so that data workers can import its classes.
 
     Its folder is first on ``sys.path`` during the import, as for ``python FILE``, and stays at the
-    end, so that workers can also import neighbouring modules. Raises UserError for a file that
+    end, so that workers can also import neighbouring modules. A recipe of this package leaves its
+    name to a config file that has it too and is derived from it. Raises UserError for a file that
     fails, and for one that defines classes but has the name of another module, be it a neighbour of
     a config file that is imported later.
     """
     folder, name = str(path.parent.resolve()), path.stem
-    if name in _folders:  # this file, or another of the same name
+    is_recipe = _is_recipe_folder(folder)
+    if name in _folders and not (is_recipe and _folders[name] != folder):
+        # This file, or another of the same name.
         sys.modules.pop(name, None)
         with contextlib.suppress(ValueError):
             sys.path.remove(_folders.pop(name))
     _drop_namesakes(folder)
     if is_added := folder not in sys.path or folder in _folders.values():
-        # Before those of earlier files, whose modules may have the same names.
-        added = [folder, *(p for p in sys.path if p != folder and p in _folders.values())]
+        # Before those of earlier files, whose modules may have the same names; recipes come last.
+        added = [p for p in sys.path if p != folder and p in _folders.values()]
+        added.insert(len(added) if is_recipe else 0, folder)
         sys.path[:] = [p for p in sys.path if p not in added] + added
     taken = "." in name or _is_another_module(name, path)
     name = f"config_{name}" if taken else name
@@ -220,8 +227,9 @@ def _own_classes(module: ModuleType) -> list[type]:
 def _drop_namesakes(folder: str) -> None:
     """Forgets modules from the folders of other config files that are in this folder too.
 
-    A config file among them that defines classes is kept, because its classes are looked up there;
-    raises UserError if this folder imports its own module of that name.
+    For the folder of the recipes: only those that recipes import from there. A config file among
+    them that defines classes is kept, because its classes are looked up there; raises UserError if
+    this folder imports its own module of that name.
     """
     others = set(_folders.values()) - {folder}
     known = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
@@ -231,7 +239,9 @@ def _drop_namesakes(folder: str) -> None:
         file = Path(known.get(top) or "")
         within = file.parents[1] if file.name == "__init__.py" else file.parent
         here = (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py"))
-        if str(within) in others and any(map(Path.is_file, here)):
+        if str(within) not in others or not any(map(Path.is_file, here)):
+            continue
+        if not _is_recipe_folder(folder) or _is_imported_in(folder, top):
             namesakes.append(name)
     classes = {name: _own_classes(sys.modules[name]) for name in namesakes if name in _folders}
     kept = {name for name, own in classes.items() if own}
@@ -244,6 +254,10 @@ def _drop_namesakes(folder: str) -> None:
             )
     for name in set(namesakes) - kept:
         del sys.modules[name]
+
+
+def _is_recipe_folder(folder: str) -> bool:
+    return folder == str(_recipe_folder().resolve())
 
 
 def _is_imported_in(folder: str, name: str) -> bool:

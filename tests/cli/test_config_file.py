@@ -166,6 +166,47 @@ def test_a_config_whose_classes_have_the_name_of_a_neighbour_of_another_is_kept(
     assert pickle.loads(pickle.dumps(first)) == first
 
 
+DERIVED = """
+from __future__ import annotations
+from dataclasses import replace
+import flax_transformers as ft
+{first}
+{imports}
+
+def get_config():
+    return replace(ft.recipe({recipe!r}), objective=Mine())
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "first", "imports", "recipe"),
+    [
+        ("bert_tiny.py", "", OWN, "bert_tiny"),
+        ("bert_tiny.py", "ft.recipe('bert_tiny')", OWN, "bert_tiny"),
+        ("tuned.py", "", "from bert_tiny import Mine", "bert_large"),
+    ],
+    ids=["of_its_name", "while_it_is_imported", "with_such_a_neighbour"],
+)
+def test_a_config_derived_from_a_recipe_keeps_classes_in_a_file_of_a_recipe_s_name(
+    write, file, first, imports, recipe
+):
+    write("own/bert_tiny.py", OWN)
+    path = write(f"own/{file}", DERIVED.format(first=first, imports=imports, recipe=recipe))
+    for _ in range(2):
+        config = load_config(path, ["--seed", "3", "--objective.strength", "0.25"])
+        assert (config.seed, config.objective.strength) == (3, 0.25)
+        assert pickle.loads(pickle.dumps(config)) == config
+        assert from_json(to_json(config)) == config
+        worker_imports = importlib.machinery.PathFinder.find_spec("bert_tiny")
+        assert worker_imports.origin == str(Path(path).parent / "bert_tiny.py")
+
+
+def test_a_config_with_classes_whose_name_other_recipes_import_is_refused(write):
+    derived = DERIVED.format(first="", imports=OWN, recipe="bert_large")
+    with pytest.raises(UserError, match=r"own/bert_base\.py defines the class Mine.*rename the"):
+        load_config(write("own/bert_base.py", derived))
+
+
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
     value: int = 1
