@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from flax_transformers.errors import UserError
-from flax_transformers.storage.workdir import set_aside_unusable, write_side_file, writing
+from flax_transformers.storage.workdir import set_aside_unusable, write_bytes, write_side_file
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +158,7 @@ class ClassReport:
         try:
             write_side_file(folder / f"{name}.classes.txt", text + "\n")
             set_aside_unusable(picture)
-            with writing(picture):
-                picture.write_bytes(report_picture(matrix, names))
+            write_bytes(picture, report_picture(matrix, names))
         except UserError as error:
             log.warning("the report of the classes is only printed: %s", error)
         else:

@@ -105,7 +105,8 @@ class JsonLines(_FileSink):
         if is_bucket(self._path):
             self._sync()
         else:
-            write_atomically(self._path, "".join(self._lines).encode())
+            first = f"{self._path}.tmp"  # one name, as a workdir is locked: no kill adds a file
+            write_atomically(self._path, "".join(self._lines).encode(), temporary=first)
             self._file = open(self._path, "a")  # noqa: SIM115 (closed by _release)
 
     def _append(self, step: int, metrics: Mapping[str, float]) -> None:

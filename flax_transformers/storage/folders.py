@@ -98,11 +98,11 @@ def write_atomically(
     """Writes a local file as a whole, from bytes, another buffer or an iterator of buffers. Raises
     OSError.
 
-    ``temporary``: where it is written first, in the same file system; default: beside it, with the
-    ending ".tmp". ``lasting``: sync it, so that it survives a power cut. ``replace``: whether a
-    file that exists is replaced.
+    ``temporary``: where it is written first, in the same file system; default: beside it, under a
+    name of this process's own, so that others may write the file too. ``lasting``: sync it, so that
+    it survives a power cut. ``replace``: whether a file that exists is replaced.
     """
-    first = f"{os.fspath(path)}.tmp" if temporary is None else temporary
+    first = _temporary(path) if temporary is None else temporary
     try:
         with open(first, "wb") as file:
             file.writelines(content if isinstance(content, Iterator) else [content])
@@ -119,6 +119,10 @@ def write_atomically(
         raise
     if lasting:
         _sync_folder(os.path.dirname(path) or ".")
+
+
+def _temporary(path: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(path)}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}"
 
 
 def _move_if_absent(first: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -230,7 +234,7 @@ class LocalFolder:
             os.remove(os.path.join(self.path, name))
 
     def temporary(self, name: str) -> Path:
-        path = Path(self.path, f"{name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}")
+        path = Path(_temporary(os.path.join(self.path, name)))
         with writing_below(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path

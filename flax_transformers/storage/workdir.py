@@ -164,16 +164,21 @@ def read_side_file(path: epath.Path) -> str | None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
     """Replaces a file atomically, or the target of a link; writes into a device or a pipe.
 
-    Raises UserError if it cannot be written.
+    Several processes may write the same file. Raises UserError if it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_bucket(path) or _is_device(path):  # /dev/null is not to be replaced
-            path.write_text(text)
+            path.write_bytes(content)
         else:
-            write_atomically(os.path.realpath(path), text.encode(), lasting=False)
+            write_atomically(os.path.realpath(path), content, lasting=False)
 
 
 def _is_device(path: epath.Path) -> bool:

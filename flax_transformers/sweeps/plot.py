@@ -6,7 +6,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from flax_transformers.monitoring.plots import BLUE, DOTS_PER_INCH, GRAY, ORANGE, png_of
-from flax_transformers.storage.workdir import writing
+from flax_transformers.storage.workdir import write_bytes
 from flax_transformers.sweeps.table import Table
 
 _WIDTH, _ROW_HEIGHT, _MARGIN = 7.2, 0.32, 1.2
@@ -50,6 +50,5 @@ def plot_table(table: Table) -> epath.Path:
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     path = table.sweep.folder / "plot.png"
-    with writing(path):
-        path.write_bytes(png_of(figure))
+    write_bytes(path, png_of(figure))
     return path

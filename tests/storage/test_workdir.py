@@ -85,6 +85,21 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["config.json"]
 
 
+def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
+    path, replace = epath.Path(tmp_path / "sweep.json"), os.replace
+
+    def while_another_process_writes(*names):
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        write_text(path, "the same")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", while_another_process_writes)
+    write_text(path, "the same")
+    assert path.read_text() == "the same"
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
+
+
 def test_a_device_and_a_link_stay_what_they_are(tmp_path):
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)

@@ -132,6 +132,14 @@ def test_the_files_hold_every_value(tmp_path):
     assert "Published: width helps more than depth (Nobody, 2017)" in text
 
 
+def test_a_plot_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch):
+    (tmp_path / "plot.png").write_bytes(b"of another part")
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(UserError, match="plot.png cannot be written"):
+        plot_table(made(tmp_path))
+    assert (tmp_path / "plot.png").read_bytes() == b"of another part"
+
+
 def test_the_plot_has_a_point_for_every_seed(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(
