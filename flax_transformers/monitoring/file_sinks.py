@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar, Self, TextIO
 
 import numpy as np
 from etils import epath
@@ -39,9 +39,17 @@ class _FileSink(MetricSink):
     ) -> None:
         self._path, self._start_step = epath.Path(workdir) / self.name, start_step
         self._flush_seconds = flush_seconds
+        self._begin()
+
+    def _begin(self) -> None:
         self._last_flush, self._is_open = time.monotonic(), True
         with self._writing():
             self._open()
+
+    def __enter__(self) -> Self:
+        if not self._is_open:
+            self._begin()
+        return self
 
     def _open(self) -> None: ...
     def _append(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -54,6 +62,7 @@ class _FileSink(MetricSink):
             return
         with self._writing():
             self._append(int(step), metrics)
+        self._start_step = int(step)  # where it opens again
         if time.monotonic() - self._last_flush >= self._flush_seconds:
             self.flush()
 
@@ -65,7 +74,7 @@ class _FileSink(MetricSink):
                 self._sync()
 
     def close(self) -> None:
-        """Flushes; nothing is written after it."""
+        """Flushes; nothing is written after it until it is entered again."""
         if self._is_open:
             self.flush()
             self._stop()

@@ -13,7 +13,8 @@ class MetricSink:
     """Base class of sinks; override ``write``, and the other methods as needed.
 
     Process 0 alone has sinks. Metrics are host numbers by name ("train/loss", "eval/accuracy",
-    "perf/step_time_s" ...) for the state after ``step`` steps. Used as a context manager.
+    "perf/step_time_s" ...) for the state after ``step`` steps. Used as a context manager, which
+    `Trainer.fit` enters again where it is given the same sink again.
     """
 
     def step(self, step: int) -> None:
@@ -27,7 +28,7 @@ class MetricSink:
         """Writes everything out; called before a checkpoint."""
 
     def close(self) -> None:
-        """Called once, at the end."""
+        """Called at the end of training."""
 
     def __enter__(self) -> Self:
         return self

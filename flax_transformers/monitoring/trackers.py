@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -45,6 +45,10 @@ class TrackerSink(MetricSink):
     ) -> None:
         self._tracker, self._log_row, self._finish = tracker, log_row, finish
         self._works = True
+
+    def __enter__(self) -> Self:
+        self._works = True  # a client that cannot go on after its end says so
+        return self
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._attempt(self._log_row, step, dict(metrics))

@@ -240,7 +240,7 @@ class Trainer:
         """Takes ``steps`` steps, fewer where ``batches`` end before, and returns the new state.
 
         ``state`` is donated, as by ``step``. A callback may stop it before. Metrics are means over
-        ``log_every`` steps. ``sinks`` are by default a line on the console.
+        ``log_every`` steps. ``sinks``, by default a line on the console, are closed at the end.
         Raises TooManySkipped for more than ``max_consecutive_skips`` skipped steps in a row, and
         UserError for a ``log_every`` below 1.
         """

@@ -110,6 +110,17 @@ def test_tensorboard_gets_every_scalar_and_hides_what_a_restart_repeats(tmp_path
     assert events(tmp_path) == [(0, "restart"), *loss, (2, "restart"), *loss[1:]]
 
 
+def test_sinks_that_are_given_to_a_second_training_go_on(tmp_path):
+    sinks = JsonLines(tmp_path), TensorBoard(tmp_path)
+    for step in (1, 2):
+        for sink in sinks:
+            with sink:
+                sink.write(step, {"train/loss": 10.0 - step})
+    assert losses(tmp_path) == {1: 9.0, 2: 8.0}
+    rows = [event for event in events(tmp_path) if event[1] != "restart"]
+    assert rows == [(1, {"train/loss": 9.0}), (2, {"train/loss": 8.0})]
+
+
 def test_flush_brings_tensorboard_up_to_date(tmp_path):
     with TensorBoard(tmp_path, flush_seconds=1e9) as writer:
         writer.write(1, {"train/loss": 9.0})

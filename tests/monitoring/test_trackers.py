@@ -54,6 +54,27 @@ def test_csv_has_each_step_once(workdir):
     assert len(rows) == 4 + 2
 
 
+def test_a_csv_that_is_given_to_a_second_training_goes_on(workdir):
+    sink = Csv().open(workdir, 0)
+    for step in (1, 2):
+        with sink:
+            sink.write(step, {"train/loss": 10.0 - step})
+    lines = (workdir / "metrics.csv").read_text().splitlines()
+    assert lines[1:] == ["1,train/loss,9.0", "2,train/loss,8.0"]
+
+
+def test_a_client_that_cannot_go_on_in_a_second_training_is_reported(caplog):
+    def log_row(step, row):
+        if step == 2:
+            raise RuntimeError("the run is finished")
+
+    sink = TrackerSink("Closed", log_row, lambda: None)
+    for step in (1, 2):
+        with sink:
+            sink.write(step, {})
+    assert "Closed failed (RuntimeError: the run is finished)" in caplog.text
+
+
 def test_a_damaged_csv_does_not_stop_a_run(workdir):
     (workdir / "metrics.csv").write_bytes(b"\xff,\x00\nstep,name\n1,train/loss,2.0\n7,x\n")
     with Csv().open(workdir, 5) as sink:
