@@ -171,7 +171,11 @@ def parse_arguments(kind: Any, tokens: Sequence[str], **settings: Any) -> Any:
 
 
 def show_help(name: str, kind: type, config: Any) -> None:
-    """Prints the options of a command together with every field of a config."""
+    """Prints the options of a command together with every field of a config.
+
+    Raises UserError for a type of the config whose annotations cannot be evaluated.
+    """
+    _field_names(config)  # evaluates them all
     fields = [
         ("command", Annotated[kind, tyro.conf.arg(name="")]),
         ("config", Annotated[_concrete(config, option_names(kind)), tyro.conf.arg(name="")]),
@@ -192,7 +196,8 @@ def override(config: T, overrides: Sequence[str]) -> T:
 
     ``--section None`` removes a section that is optional. An option of data.validation_source that
     is None makes it a copy of data.source, as the other options leave that. Raises UserError for an
-    unknown field (with the nearest name), and for a value that does not fit.
+    unknown field (with the nearest name), for a value that does not fit, and for a type whose
+    annotations cannot be evaluated.
     """
     config, overrides = _without_sections(config, overrides)
     others, overrides = _of_new_sections(config, overrides)
@@ -260,7 +265,7 @@ def without_section(config: Any, path: Sequence[str]) -> Any:
     if inner:
         value = without_section(value, inner)
         return None if value is None else dataclasses.replace(config, **{name: value})
-    optional = type(None) in typing.get_args(typing.get_type_hints(type(config)).get(name))
+    optional = type(None) in typing.get_args(_hints(type(config)).get(name))
     if not optional or not dataclasses.is_dataclass(value):
         return None
     return dataclasses.replace(config, **{name: None})
@@ -315,7 +320,7 @@ def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
     The file chose the types of the model, the objective and the optimizer, so that the command line
     knows exactly their fields. It does not offer the ``hidden`` ones.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     fields = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -331,11 +336,23 @@ def _concrete(config: Any, hidden: Sequence[str] = ()) -> Any:
     return FlagConversionOff[made]  # type: ignore[misc,valid-type]
 
 
+def _hints(kind: type) -> dict[str, Any]:
+    """The evaluated annotations of a type of the config, which may be the user's own."""
+    try:
+        return typing.get_type_hints(kind)
+    except Exception as error:  # an annotation is any expression
+        raise UserError(
+            f"the annotations of {kind.__qualname__} in module {kind.__module__} cannot be "
+            f"evaluated ({error}), so that it has no options; import what they name outside of "
+            "`if TYPE_CHECKING:`"
+        ) from error
+
+
 def _field_names(value: Any, path: str = "") -> list[str]:
     """Option names of all fields that are no dataclasses themselves, nor sections that are None."""
     items: list[tuple[str, Any]]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
+        hints = _hints(type(value))
         items = [
             (f.name.replace("_", "-"), found)
             for f in dataclasses.fields(value)

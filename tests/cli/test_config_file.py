@@ -42,6 +42,14 @@ class Mine(MaskedLM):
     strength: float = 0.5
 """
 
+CHECKED_ALONE = f"""
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+{OWN}
+    names: 'Mapping[str, str] | None' = None
+"""
+
 CONFIG = """
 import dataclasses
 from flax_transformers import restore
@@ -89,6 +97,16 @@ def test_a_class_of_the_file_takes_options_of_the_command_line(write, future):
     path = write("mine_in_file.py", future + write.config(OWN))
     config = load_config(path, ["--objective.strength", "0.25", "--objective.mask-fraction", "0.3"])
     assert (config.objective.strength, config.objective.mask_fraction) == (0.25, 0.3)
+
+
+def test_an_annotation_that_is_imported_for_type_checkers_alone_is_named(write, capsys):
+    path = write("checked_alone.py", write.config(CHECKED_ALONE))
+    assert load_config(path).objective.names is None
+    for arguments in (["--seed", "3"], ["--objective", "None"], ["--help"]):
+        assert main(["train", path, "--workdir", "unused", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "of Mine in module checked_alone cannot be evaluated (name 'Mapping' is" in error
+        assert "import what they name outside of `if TYPE_CHECKING:`" in error
 
 
 def test_types_of_a_config_file_read_back_from_json(write):
