@@ -139,12 +139,14 @@ def _check_collective() -> None:
 
 def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | None) -> None:
     """Raises UserError unless the config is the same in all processes, fits the devices, and its
-    data are prepared. A run in ``workdir`` is judged as `train` resumes it."""
+    data is prepared, or in a job of one process found. A run in ``workdir`` is judged as `train`
+    resumes it."""
     import json
 
     import jax
 
     from flax_transformers.checkpointing.step_directories import has_checkpoint
+    from flax_transformers.cli.config_file import naming_options
     from flax_transformers.config_json import to_json
     from flax_transformers.parallel.distributed import check_equal
     from flax_transformers.runtime import (
@@ -169,8 +171,12 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     check_config(config)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
-    if jax.process_count() > 1:  # a single process prepares missing data itself
-        of_run = {} if folder is None else tokenizers_of_run(folder)
+    of_run = {} if folder is None else tokenizers_of_run(folder)
+    if jax.process_count() == 1:  # it prepares the data itself
+        with naming_options(config):
+            config.data.preparation(None, of_run).check()
+        _say("the data is found")
+    else:
         trained_on = None if folder is None else store_of_run(folder)
         prepared = prepared_data(config.data, of_run, trained_on)
         check_equal(

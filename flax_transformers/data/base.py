@@ -173,6 +173,9 @@ class DatasetDefaults:
 class Preparation(Protocol):
     """Prepares the store, or stores, of one data config."""
 
+    def check(self) -> None:
+        """Raises UserError unless the store is finished or its source is found. Writes nothing."""
+
     def run(self, compare: Compare = "sizes") -> Dataset:
         """Prepares the store, or opens it if it is finished. See `dataset.prepare`."""
 

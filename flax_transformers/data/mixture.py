@@ -326,6 +326,10 @@ class MixturePreparation:
     folder: Folder
     of_run: Tokenizers
 
+    def check(self) -> None:
+        for part in self._parts(None):
+            part.check()
+
     def run(self, compare: Compare = "sizes") -> PreparedMixture:
         tokenizer = self._tokenizer()
         return self._prepared(tokenizer, [part.run(compare) for part in self._parts(tokenizer)])
@@ -355,7 +359,7 @@ class MixturePreparation:
         tokenizer = self._tokenizer()
         return self._prepared(tokenizer, [part.open(compare) for part in self._parts(tokenizer)])
 
-    def _parts(self, tokenizer: Tokenizer) -> list[TextPreparation]:
+    def _parts(self, tokenizer: Tokenizer | None) -> list[TextPreparation]:
         return [
             self.data.part(one).preparation(f"{self.folder.path}/{one.name}", tokenizer=tokenizer)
             for one in self.data.components

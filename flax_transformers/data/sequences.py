@@ -140,6 +140,9 @@ class LoadedData:
 
     data: PythonData
 
+    def check(self) -> None:
+        self.data.load()
+
     def run(self, compare: Compare = "sizes") -> Dataset:
         return self.data.load()
 

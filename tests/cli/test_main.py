@@ -19,6 +19,7 @@ from flax_transformers.cli.doctor import payload
 from flax_transformers.cli.main import main
 from flax_transformers.cli.parsing import _field_names
 from flax_transformers.cli.train import Train
+from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.watchdog import watchdog
@@ -312,6 +313,23 @@ def test_help_lists_every_field_of_the_config_with_its_docstring_and_default(cap
     assert "--workdir DIR Folder or bucket for all files of the run." in shown
     assert re.search(r"--phases.0.batch-size INT .*? \(default: 32\)", shown)
     assert re.search(r"--max-consecutive-skips INT [^-]*\(default: 20\)", shown)
+
+
+def test_the_doctor_of_one_process_looks_for_the_data(tmp_path, capsys):
+    command = ["doctor", "--config", TINY, "--data.store", str(tmp_path / "store")]
+    command += ["--data.source.path", str(tmp_path / "text.txt")]
+    command += ["--data.tokenizer.vocab-size", "60"]
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert "text.txt" in told.err and "the option is --data.source.path" in told.err
+    assert "ready" not in told.out
+    write_corpus(tmp_path / "text.txt")
+    assert main(command) == 0
+    assert "the data is found\nready to train" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
+    prepare(load_config(TINY, command[3:]).data)
+    (tmp_path / "text.txt").unlink()
+    assert main(command) == 0
 
 
 def test_the_sum_of_the_doctor_is_exact_in_any_order():

@@ -118,6 +118,15 @@ def test_components_are_drawn_by_their_smoothed_sizes_or_given_weights(data):
     assert reweighted.fingerprint != prepared.fingerprint
 
 
+def test_a_mixture_with_a_missing_component_is_found_before_anything_is_written(data):
+    data.preparation().check()
+    first, *others = data.components
+    missing = replace(first, source=replace(first.source, path="nowhere.txt"))
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
+        replace(data, components=(missing, *others)).preparation().check()
+    assert not Path(data.store).exists()
+
+
 def test_a_component_more_rebuilds_no_other_store_and_keeps_the_tokenizer(data, tmp_path, capsys):
     before = prepare(data)
     written = {path: path.stat().st_mtime_ns for path in Path(data.store).rglob("*.tokens")}

@@ -159,6 +159,12 @@ class PairPreparation:
     data: ImageTextData
     of_run: Tokenizer | None = None
 
+    def check(self) -> None:
+        """See `Preparation`."""
+        self.images.check()
+        if self.data.zero_shot_data is not None:
+            self.data.zero_shot_data.preparation().check()
+
     def run(self, compare: Compare = "sizes") -> PreparedPairs:
         """See `Preparation`."""
         return self._with_tokenizer(self.images.run(compare), compare, may_train=True)

@@ -84,6 +84,11 @@ class StorePreparation(ABC, Generic[DatasetT, JobT]):
         """Whether the folder contains a finished store."""
         return self.folder.exists(self.manifest)
 
+    def check(self) -> None:
+        """See `Preparation`."""
+        if not self.is_finished():
+            self.count_processes(whole=True)
+
     def run(self, compare: Compare = "sizes") -> DatasetT:
         """See `dataset.prepare`. Another process may do the same at the same time."""
         made = False
