@@ -64,7 +64,8 @@ class StepReport:
 class StepMetrics:
     """Collects step reports, one step behind, and makes rows of metrics of them.
 
-    Throughput excludes the time in ``paused`` and the first step, which compiles; ``clock`` counts
+    ``batch_size``: the examples of every step for which `sent` has no number. Throughput excludes
+    the time in ``paused`` and the first step, which compiles; ``clock`` counts
     all time.
 
     ``flops_per_step`` are the matmul FLOPs of a whole step (see `model_flops`); without them there
@@ -81,7 +82,7 @@ class StepMetrics:
         clock: Clock,
         totals: Totals | None = None,
         *,
-        batch_size: int,
+        batch_size: int = 0,
         learning_rate: optax.Schedule | None,
         max_consecutive_skips: int,
         flops_per_step: float | None = None,
@@ -92,10 +93,11 @@ class StepMetrics:
         self._max_consecutive_skips = max_consecutive_skips
         self._sums = Accumulator(totals)
         self._pending: StepReport | None = None
+        self._pending_examples = 0
         self._skipped, self._consecutive_skips = 0, 0
         self._fault = ("", "")
         self._is_first = True
-        self._steps = 0
+        self._steps, self._examples = 0, 0
         self._tokens: int | None = None
         self._since: float | None = None
 
@@ -115,12 +117,14 @@ class StepMetrics:
         0."""
         return self._consecutive_skips if self._fault[1] == "not finite" else 0
 
-    def sent(self, report: StepReport) -> None:
-        """Adds the report of the step just dispatched, without waiting for it."""
+    def sent(self, report: StepReport, examples: int | None = None) -> None:
+        """Adds the report of the step just dispatched, on so many ``examples``, without waiting for
+        it."""
         if self._is_first:
             self._clock.lap("compile")
             self._is_first = False
         self._pending = report
+        self._pending_examples = self._batch_size if examples is None else examples
 
     def fetch_previous(self) -> None:
         """Waits for the step before the one just dispatched, and adds its report to the sums.
@@ -135,6 +139,7 @@ class StepMetrics:
             self._since = time.perf_counter()  # the compiling step is over
         else:
             self._steps += 1
+            self._examples += self._pending_examples
             if report.tokens is not None:
                 self._tokens = (self._tokens or 0) + int(report.tokens)
         sums = dict(report.sums)
@@ -173,7 +178,8 @@ class StepMetrics:
         self._clock.lap("steps")
         row |= self._speed() | self._clock.row()
         self._sums.reset()
-        self._steps, self._tokens, self._since = 0, None, time.perf_counter()
+        self._steps, self._examples, self._tokens = 0, 0, None
+        self._since = time.perf_counter()
         return row
 
     def _speed(self) -> dict[str, float]:
@@ -183,7 +189,7 @@ class StepMetrics:
         step_time = seconds / self._steps
         speed = {
             "perf/step_time_s": step_time,
-            "perf/examples_per_second": self._batch_size / step_time,
+            "perf/examples_per_second": self._examples / seconds,
         }
         if self._tokens is not None:
             speed["perf/tokens_per_second"] = self._tokens / seconds

@@ -248,22 +248,20 @@ class Trainer:
         step = first = int(state.step)
         last = first + steps
         sinks = [Progress(last, first)] if sinks is None else sinks
-        listeners, step_metrics = Listeners(callbacks, sinks), None
+        listeners = Listeners(callbacks, sinks)
+        step_metrics = StepMetrics(
+            self.mesh,
+            Clock(),
+            learning_rate=self.learning_rate,
+            max_consecutive_skips=self.max_consecutive_skips,
+        )
         with listeners.training(first, last):
             for batch in itertools.islice(batches, steps):
                 placed = self.place(batch)
-                if step_metrics is None:
-                    step_metrics = StepMetrics(
-                        self.mesh,
-                        Clock(),
-                        batch_size=len(next(iter(placed.values()))),
-                        learning_rate=self.learning_rate,
-                        max_consecutive_skips=self.max_consecutive_skips,
-                    )
                 with jax.set_mesh(self.mesh), jax.transfer_guard("disallow"):
                     state, report = self._take_step(state, placed)
                     step_metrics.fetch_previous()
-                step_metrics.sent(report)
+                step_metrics.sent(report, len(next(iter(placed.values()))))
                 step += 1
                 listeners.step(step, state)
                 if step == last or step % log_every == 0:
@@ -271,10 +269,10 @@ class Trainer:
                 if listeners.stop_reason is not None:
                     log.warning("a callback stops at step %d: %s", step, listeners.stop_reason)
                     break
-            if step_metrics is not None and step < last:
+            if step < last:
                 if listeners.stop_reason is None:
                     log.warning("the batches ended after step %d of %d", step, last)
-                if step % log_every:
+                if step > first and step % log_every:
                     listeners.metrics(step, step_metrics.row(step))
         return state
 

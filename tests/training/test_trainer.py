@@ -210,6 +210,17 @@ def test_batches_that_end_early_are_no_error(plain, caplog):
 
 
 @pytest.mark.slow
+def test_the_speed_counts_the_examples_of_batches_of_different_sizes(plain, caplog):
+    sink, sizes = Rows(), (ROWS, ROWS, 3 * ROWS)
+    mixed = [batch for rows in sizes for batch in batches(1, rows)]
+    state = plain.fit(plain.init(), mixed, steps=3, sinks=[sink])
+    speed = sink.rows[3]["perf/examples_per_second"] * sink.rows[3]["perf/step_time_s"]
+    assert speed == pytest.approx((ROWS + 3 * ROWS) / 2)  # without the first step, which compiles
+    assert plain.fit(state, [], steps=1, sinks=[sink]) is state
+    assert list(sink.rows) == [3] and "the batches ended after step 3 of 4" in caplog.text
+
+
+@pytest.mark.slow
 def test_a_callback_can_stop_training_and_padding_is_not_counted_as_tokens(plain, caplog):
     class Impatient(ft.Callback):
         def on_metrics(self, step, metrics):
