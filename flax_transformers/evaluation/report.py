@@ -143,7 +143,7 @@ def _parts(metrics: Mapping[str, float]) -> Iterator[str]:
     """A line for each component of a mixture: examples trained on, and its held-out loss."""
     for metric, examples in metrics.items():
         name = metric.removeprefix("train/examples_")
-        if name == metric:
+        if name == metric or f"train/tokens_{name}" not in metrics:  # a metric of the user's own
             continue
         loss = metrics.get(f"eval/loss_{name}")
         yield (
