@@ -21,6 +21,7 @@ _FIRST = ("train/loss", "eval/loss")
 _GROUPS = (
     ("Held-out scores", "eval/"),
     ("Training", "train/"),
+    ("Rollouts", "rollout/"),
     ("Optimizer", "optimizer/"),
     ("Throughput", "perf/"),
 )

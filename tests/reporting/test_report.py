@@ -120,6 +120,15 @@ def test_the_page_has_all_parts_and_needs_no_other_file(page):
     assert len(set(ids)) == len(ids) and set(re.findall(r'href="#(.*?)"', text)) == set(ids)
 
 
+def test_the_page_has_the_curves_of_rollouts(tmp_path):
+    write_run(tmp_path / "run", 0.1, [5.0])
+    rows = [{"step": step, "rollout/reward": step / 10} for step in (1, 2)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "<h3>rollout/reward</h3>" in text and "Rollouts" in Elements(text).texts["h2"]
+
+
 def test_runs_share_a_chart_with_their_baseline_once(page):
     chart = re.search(r'aria-label="eval/loss".*?</svg></svg>', page.read_text()).group()
     assert re.findall(r"<title>(.*?)</title>", chart) == [
