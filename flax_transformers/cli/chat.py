@@ -432,6 +432,8 @@ def _noted(
     votes: Iterable[float],
 ) -> Iterator[float]:
     """The votes, each after its line in the file ``path`` is written, so that none is lost."""
+    from flax_transformers.monitoring.metrics import json_text
+
     with _opened(path, "w") as file:
         for asked, first, second, vote in zip(conversations, *answers, votes, strict=False):
             line = {
@@ -440,7 +442,7 @@ def _noted(
                 "first_is_better": vote,
             }
             if file is not None:
-                print(json.dumps(line), file=file, flush=True)
+                print(json_text(line), file=file, flush=True)
             yield vote
 
 

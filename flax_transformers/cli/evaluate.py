@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,9 +55,10 @@ class Evaluate:
         import jax
         from etils import epath
 
+        from flax_transformers.monitoring.metrics import json_text
         from flax_transformers.storage.workdir import write_text
 
-        text = json.dumps(self._scores(overrides), indent=2)
+        text = json_text(self._scores(overrides), indent=2)
         if jax.process_index() == 0:
             print(text)
             if self.output:

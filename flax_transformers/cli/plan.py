@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -170,9 +169,10 @@ def teacher_of(config: TrainConfig) -> TransformerConfig | None:
 def write_json(file: Path, figures: Any) -> None:
     from etils import epath
 
+    from flax_transformers.monitoring.metrics import json_text
     from flax_transformers.storage.workdir import write_text
 
-    write_text(epath.Path(file.expanduser().absolute()), json.dumps(figures, indent=1))
+    write_text(epath.Path(file.expanduser().absolute()), json_text(figures, indent=1))
 
 
 def _begin(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +67,7 @@ class Predict:
         from etils import epath
 
         from flax_transformers import runtime
+        from flax_transformers.monitoring.metrics import json_text
         from flax_transformers.storage.workdir import check_file, write_text
 
         if not (given := Path(self.input).expanduser()).exists():
@@ -80,7 +80,7 @@ class Predict:
         with watchdog.phase("restore"):
             stored = runtime.stored_model(self._path(), self.architecture)
         found = _lines(self, stored, options)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+        text = "".join(json_text(line, ensure_ascii=False) + "\n" for line in found)
         if jax.process_index() != 0:
             return 0
         if not self.output:

@@ -47,6 +47,19 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """`json.dumps`, with null for a number that is not finite."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Accumulator:
     """Means over several steps of metrics given as sums and counts.
 

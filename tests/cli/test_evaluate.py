@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.evaluate import _log_other_values, _with_sets
+from flax_transformers.cli.evaluate import Evaluate, _log_other_values, _with_sets
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import from_json, to_json
 from flax_transformers.data.base import EvaluationSet
@@ -303,6 +303,16 @@ def get_config():
     assert main(command) == 0
     assert f"store: {output}/sets/x" in capsys.readouterr().out
     assert main([*command, "--verify"]) == 0
+
+
+def test_a_score_that_is_not_finite_is_null(tmp_path, monkeypatch, capsys):
+    scores = {"step": 2, "eval/loss": float("nan"), "eval/perplexity": float("inf")}
+    monkeypatch.setattr(Evaluate, "_scores", lambda self, overrides: scores)
+    assert main(["evaluate", "run", "--output", str(tmp_path / "scores.json")]) == 0
+    for text in (capsys.readouterr().out, (tmp_path / "scores.json").read_text()):
+        assert json.loads(text, parse_constant=pytest.fail) == {
+            "step": 2, "eval/loss": None, "eval/perplexity": None,
+        }  # fmt: skip
 
 
 def test_the_table_has_a_row_for_each_set_and_a_column_for_each_metric():

@@ -165,3 +165,10 @@ def test_a_plan_may_be_written_to_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_json(Path("~/plan.json"), {"fits": True})
     assert json.loads((tmp_path / "plan.json").read_text()) == {"fits": True}
+
+
+def test_a_figure_that_is_not_finite_is_null_in_the_file(tmp_path):
+    write_json(tmp_path / "plan.json", [{"share": float("nan")}])
+    assert json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail) == [
+        {"share": None}
+    ]

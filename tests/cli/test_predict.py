@@ -572,3 +572,13 @@ def test_rewards_are_those_that_model_rewards_give(tmp_path, capsys):
     assert lines == [{"value": found[0]}]
     assert main(["predict", str(run), "--input", str(tmp_path / "pairs.jsonl")]) == 2
     assert "pairs.jsonl:1 has 2 answers, of which one is scored" in capsys.readouterr().err
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path, monkeypatch, capsys):
+    lines = [{"embedding": [float("nan"), 1.0]}]
+    monkeypatch.setattr("flax_transformers.cli.predict._lines", lambda *given: lines)
+    monkeypatch.setattr("flax_transformers.runtime.stored_model", lambda *given: None)
+    (tmp_path / "rows.jsonl").touch()
+    assert main(["predict", "run", "--input", str(tmp_path / "rows.jsonl")]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"embedding": [None, 1.0]}

@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.file_sinks import JsonLines, TensorBoard
-from flax_transformers.monitoring.metrics import Accumulator, read_metrics
+from flax_transformers.monitoring.metrics import Accumulator, json_text, read_metrics
 
 
 def write_run(workdir, steps, **options):
@@ -74,6 +74,12 @@ def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_p
     ((_, values),) = [event for event in events(tmp_path) if event[1] != "restart"]
     assert math.isnan(values["a"])
     assert values["b"] == math.inf
+
+
+def test_json_for_other_programs_has_null_for_numbers_that_are_not_finite():
+    value = {"step": 2, "é": math.nan, "of": [1.5, (-math.inf, np.float64("nan"), True, None)]}
+    text = json_text(value, ensure_ascii=False)
+    assert text == '{"step": 2, "é": null, "of": [1.5, [null, null, true, null]]}'
 
 
 def test_a_resumed_run_drops_what_lies_beyond_its_step(tmp_path):
