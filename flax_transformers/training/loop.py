@@ -328,6 +328,7 @@ def _make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> N
     log.info("evaluating step %d, whose evaluation is missing", position.step)
     phases = run.config.phases
     phase = phases[min(position.phase, len(phases) - 1)]
+    run.clock.lap("start")
     with watchdog.phase("evaluation"):
         step = compiled_together(run.trainer.evaluation_step())
         _evaluate(run, state, position, phase, step)

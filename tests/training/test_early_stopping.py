@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sequences import SequenceDataset
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.monitoring.goodput import KINDS, Clock
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.pretrained import find_pretrained, is_checkpoint
 from flax_transformers.ranges import OutOfRange
 from flax_transformers.testing import assert_bit_equal, tiny_config, write_corpus
+from flax_transformers.training import loop
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.loop import train_prepared
@@ -227,6 +230,19 @@ def test_an_evaluation_that_failed_is_made_up_for(corpus, tmp_path, fails_at, ca
     assert list((tmp_path / "run" / "checkpoints").glob("unused-*")) == []
     before = list(scored)
     assert train().metrics["eval/loss"] == outcome.metrics["eval/loss"] and scored == before
+
+
+def test_the_time_before_an_evaluation_that_is_made_up_is_that_of_the_start(corpus, monkeypatch):
+    now = [100.0]
+    clock = Clock(lambda: now[0])
+    clock.resume([{"step": 4, "time": 100.0} | {f"goodput/{kind}_s": 0.0 for kind in KINDS}], 4)
+    now[0] += 900  # until the next attempt is ready
+    monkeypatch.setattr(loop, "compiled_together", lambda step: step)
+    monkeypatch.setattr(loop, "_evaluate", lambda *given: now.insert(0, now[0] + 5))
+    run = Mock(config=config_of(corpus), clock=clock, latest={})
+    loop._make_up_evaluation(run, None, RunPosition(step=4))
+    seconds = {name: value for name, value in clock.row().items() if value}
+    assert seconds == {"goodput/start_s": 900.0, "goodput/evaluation_s": 5.0}
 
 
 @pytest.mark.slow
