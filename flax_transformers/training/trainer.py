@@ -33,7 +33,7 @@ from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import OptimizerConfig, OptimizerFactory, learning_rate_at
 from flax_transformers.optim.selection import logical_axes, partition
 from flax_transformers.parallel.distributed import compiled_together
-from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.mesh import AXES, make_mesh
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size
 from flax_transformers.training.callbacks import Callback, Listeners
 from flax_transformers.training.state import TrainState, abstract_state, initialize_state
@@ -57,8 +57,8 @@ class Trainer:
 
     ``model``: a Linen module of this package, or a config of one. ``optimizer``: an
     optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
-    ``total_steps``. ``mesh``: by default data parallelism over all devices. ``micro_batches``:
-    gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``,
+    ``total_steps``. ``mesh``: of ``ft.make_mesh``; by default data parallelism over all devices.
+    ``micro_batches``: gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``,
     ``max_consecutive_skips``, ``gradient_reduce_dtype`` and ``module_norms`` are as in
     ``TrainConfig``, its ``ComputeConfig`` and its ``Logging``.
 
@@ -82,7 +82,9 @@ class Trainer:
         gradient_reduce_dtype: str = "float32",
         module_norms: bool = False,
     ) -> None:
-        self.mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+        self.mesh = make_mesh() if mesh is None else mesh
+        if not {*AXES} <= {*self.mesh.axis_names}:
+            raise UserError(f"the mesh lacks one of the axes {', '.join(AXES)}; use ft.make_mesh")
         if isinstance(model, TransformerConfig):
             compute = ComputeConfig(dtype="auto").resolve(self.mesh.devices.flat[0].platform)
             model = build_model(model, compute)
@@ -288,16 +290,15 @@ class Trainer:
 
         def score(batch: HostBatch) -> Any:
             nonlocal rows
-            arrays = {name: leaf for name, leaf in batch.items() if name != "example_id"}
-            count = len(next(iter(arrays.values())))
+            count = len(next(iter(batch.values())))
             rows = rows or count
             if count < rows:
                 padding = [(0, rows - count)]
-                arrays = {
+                batch = {
                     name: np.pad(leaf, padding + [(0, 0)] * (np.ndim(leaf) - 1))
-                    for name, leaf in arrays.items()
+                    for name, leaf in batch.items()
                 }
-            placed = self.place(arrays, micro_batches=1)
+            placed = self.place(batch, micro_batches=1)
             with jax.set_mesh(self.mesh):
                 return self._evaluate(params, placed)
 

@@ -168,6 +168,11 @@ def test_evaluation_needs_no_batch_that_micro_batches_divide():
     assert np.isfinite(divided.evaluate(divided.init(), [batch])["eval/loss"])
 
 
+def test_a_mesh_without_the_axes_of_the_sharding_rules_is_refused():
+    with pytest.raises(UserError, match=r"lacks one of the axes data, fsdp, .*; use ft\.make_mesh"):
+        trainer(mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
+
+
 def test_fit_refuses_rows_of_metrics_of_no_step(plain):
     with pytest.raises(UserError, match="log_every is 0"):
         plain.fit(plain.init(), batches(1), steps=1, log_every=0)
