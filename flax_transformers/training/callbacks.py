@@ -110,6 +110,8 @@ class Listeners:
                     callback.stop_reason = None  # of an earlier run
                     callback.on_train_begin(step, total_steps)
                 yield
+                while begun:
+                    begun.pop(0).on_train_end(self._last_step)
             except BaseException:
                 for callback in begun:
                     try:
@@ -117,8 +119,6 @@ class Listeners:
                     except Exception as error:  # must not hide the exception that ended training
                         log.warning("on_train_end of %s failed too (%r)", callback, error)
                 raise
-            for callback in begun:
-                callback.on_train_end(self._last_step)
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[None]:
