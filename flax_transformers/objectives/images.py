@@ -88,13 +88,19 @@ class PixelInput:
 
 
 def pixels_of(example: Arrays, name: str = "image") -> np.ndarray:
-    """An image uint8 [H, W, C] of an example as [C, H, W].
+    """An image uint8 [H, W, C] of an example as [C, H, W], or a video [F, H, W, C] as [F, C, H, W].
 
     Raises UserError if the data are not images.
     """
     if name not in example:
         raise UserError("this objective needs images; set data to an ImageData")
-    return np.ascontiguousarray(example[name].transpose(2, 0, 1))
+    pixels = example[name]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise UserError(
+            f"the pixels of an example are {pixels.dtype} {list(pixels.shape)}; give uint8 from 0 "
+            "to 255, [height, width, channels], or [frames, height, width, channels] for videos"
+        )
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
 
 
 def hidden_states(model: ModelFunctions, params: Params, rngs: Rngs, *images: Array) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from flax_transformers.objectives.base import (
     Arrays,
     Batch,
@@ -43,11 +41,7 @@ class MaskedVideo(MaskedImage):
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``MaskedImage``, with ``pixel_values`` uint8 [F, C, H, W]."""
-        return {
-            "pixel_values": pixels_of_video(example),
-            "mask_key": rng.integers(0, 1 << 32, 2, np.uint32),
-            "weights": np.array(1.0, np.float32),
-        }
+        return super().prepare({"image": array_of(example, VIDEO)}, rng, vocab, sequence_length)
 
     def reconstruct(
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs
@@ -79,14 +73,5 @@ class VideoClassification(ImageClassification):
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``ImageClassification``, with ``pixel_values`` uint8 [F, C, H, W]."""
-        label = label_of(example)
-        return {
-            "pixel_values": pixels_of_video(example),
-            "labels": np.array([label, label], np.int32),
-            "label_weights": np.array([1.0, 0.0], np.float32),
-        }
-
-
-def pixels_of_video(example: Arrays) -> np.ndarray:
-    """A video uint8 [F, H, W, C] of an example as [F, C, H, W]."""
-    return np.ascontiguousarray(array_of(example, VIDEO).transpose(0, 3, 1, 2))
+        video = {"image": array_of(example, VIDEO), "label": label_of(example)}
+        return super().prepare(video, rng, vocab, sequence_length)

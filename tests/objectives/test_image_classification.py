@@ -180,6 +180,21 @@ def test_text_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (np.ones((4, 4, 3), np.float32), "float32 .4, 4, 3."),
+        (np.ones((4, 4), np.uint8), "uint8 .4, 4."),
+    ],
+)
+def test_pixels_that_are_not_bytes_by_height_width_and_channel_are_refused(pixels, found):
+    example = {"image": image(200), "label": np.int32(4)}
+    for name in ("image", "other_image"):
+        rows = example | {"other_label": np.int32(1), name: pixels}
+        with pytest.raises(UserError, match=f"an example are {found}; give uint8 from 0 to 255"):
+            prepare(ImageClassification(mixup=0.2), **rows)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [{"loss": "hinge"}, {"label_smoothing": 1.0}, {"mixup": -1.0}, {"std": (0.0,)}],
 )

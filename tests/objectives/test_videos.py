@@ -94,11 +94,13 @@ def test_a_video_is_classified_by_its_label():
     assert found["loss"][0] == pytest.approx(float(nll.sum()), rel=1e-5)
 
 
-def test_data_without_videos_or_labels_and_mixed_videos_are_refused():
+def test_data_without_videos_of_bytes_or_labels_and_mixed_videos_are_refused():
     vocab, rng = Vocabulary(size=1, pad_id=0), np.random.default_rng(0)
     with pytest.raises(UserError, match="a source named 'video' in data.sources; .* only image"):
         PRETRAINING.prepare({"image": np.zeros(1), "label": np.int32(0)}, rng, vocab, 8)
     with pytest.raises(UserError, match="needs labels"):
         LABELS.prepare({"video": np.zeros((4, 8, 8, 1), np.uint8)}, rng, vocab, 8)
+    with pytest.raises(UserError, match=r"are float32 \[4, 8, 8, 1\]; give uint8 .* for videos"):
+        PRETRAINING.prepare({"video": np.zeros((4, 8, 8, 1), np.float32)}, rng, vocab, 8)
     with pytest.raises(OutOfRange, match="must be 0: videos are not mixed"):
         VideoClassification(mixup=0.2)
