@@ -70,6 +70,8 @@ def change_image_size(
     Positions are resized by ``resize_positions``, as in arXiv:2010.11929 §3.2.
     """
     changed = replace(config, image_size=image_size)
+    if changed.image_shape == config.image_shape:
+        return changed, dict(params)
     old, new = config.position_grids(), changed.position_grids()
     leaves = flatten_dict(params)
     for path, leaf in leaves.items():

@@ -22,6 +22,8 @@ from flax_transformers.huggingface.weights import tensor_shapes
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.monitoring.model_flops import vision_flops
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.pretrained import initial_parameters
 from flax_transformers.testing import relative_difference
 from flax_transformers.training.setup import shapes_and_axes
 from tests.families.parity import TOLERANCE, assert_parity, first_by_default, load_case
@@ -152,6 +154,15 @@ def test_a_folder_of_timm_is_read_and_written_back(tmp_path):
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     read = from_huggingface(again)
     assert replace(read, hub_fields=()) == model.config
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_weights_for_images_of_its_size(tmp_path):
+    config, model, params, _ = load_case(golden.TRAINED)
+    save_pretrained(tmp_path / "timm", model, params)
+    square = replace(config, image_size=config.image_shape)
+    started = initial_parameters(tmp_path / "timm", square, make_mesh(MeshConfig()), seed=0)
+    jax.tree.map(np.testing.assert_array_equal, started, params)
 
 
 # Parameters without running statistics, of timm's models of 1000 labels; the paper states 25, 42,
