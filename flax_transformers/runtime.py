@@ -32,6 +32,10 @@ from flax_transformers.data.dataset import Dataset, open_dataset, prepare, token
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation.prediction.examples import (
+    published_preprocessing,
+    stated_preprocessing,
+)
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.read import files_of_model, tokenizer_folder
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
@@ -356,9 +360,14 @@ def _check_pixels(config: TrainConfig, stored: StoredModel, place: str) -> None:
     if channels is None:
         return
     saved = stored.of_run("objective")
+    if saved is None and stated_preprocessing(stored.files, theirs):
+        saved, _ = published_preprocessing(stored.files, theirs)
     for name in ("mean", "std"):
         wanted, given = getattr(saved, name, None), getattr(config.objective, name, None)
-        if wanted is not None and wanted != given:
+        if wanted is None or given is None:
+            continue
+        wide = [each * channels if len(each) == 1 else each for each in (wanted, given)]
+        if wide[0] != wide[1]:
             raise UserError(
                 f"{place} was trained with objective.{name} {wanted}, the student has {given}; set "
                 "the student's to the same"

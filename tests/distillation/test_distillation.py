@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -187,6 +188,25 @@ def test_the_teacher_has_to_be_a_classifier(tmp_path):
     )
     with pytest.raises(UserError, match="which is no classifier"):
         teacher(config, prepared_data(config.data))
+
+
+def test_a_published_teacher_has_to_read_pixels_as_the_student_does(mnist, tmp_path):
+    shown = {"num_channels": 3, "architecture": "ViTForImageClassification"}
+    model = build_model(ViTConfig(**SMALL | shown), ComputeConfig())
+    folder = tmp_path / "hf"
+    ft.save_pretrained(folder, model, drawn_parameters(model, parameter_shapes(model)))
+    objective = DistilledImageClassification(teacher=str(folder), mean=(0.5,), std=(0.25,))
+    config = image_run(mnist, DeiTConfig(**SMALL | {"num_channels": 3}), objective)
+    config = replace(config, data=replace(config.data, channels=3))
+    prepared = prepared_data(config.data)
+    assert teacher(config, prepared) is not None  # the folder does not say what it reads
+    described = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    assert teacher(config, prepared) is not None
+    described["image_std"] = [0.5] * 3
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"with objective.std \(0.5, 0.5, 0.5\), the student has"):
+        teacher(config, prepared)
 
 
 def test_the_teacher_has_to_read_sequences_as_long_as_the_student(tmp_path):

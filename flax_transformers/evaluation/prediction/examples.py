@@ -204,11 +204,7 @@ def published_preprocessing(
     the defaults of transformers: the whole image, and 0.5 as mean and deviation. Images are resized
     with the bicubic filter, whichever the file names.
     """
-    file, both = folder / "preprocessor_config.json", folder / "processor_config.json"
-    given = read_json(file) if is_there(file) else {}
-    if not given and is_there(both):
-        given = read_json(both).get("image_processor") or {}
-    given = given or _of_timm(config)
+    given = stated_preprocessing(folder, config)
     half = [0.5] * config.num_channels
     normalizes = given.get("do_normalize", True)
     mean = np.ravel(given.get("image_mean", half) if normalizes else 0.0).tolist()
@@ -217,6 +213,16 @@ def published_preprocessing(
     if config.problem_type == "multi_label_classification":
         loss = "sigmoid"
     return ImageClassification(mean=tuple(mean), std=tuple(std), loss=loss), _crop(given)
+
+
+def stated_preprocessing(folder: epath.Path | Path, config: VisionConfig) -> dict[str, Any]:
+    """The image processor that a folder has a file of, or the ``pretrained_cfg`` of timm's models
+    as one; empty without either."""
+    file, both = folder / "preprocessor_config.json", folder / "processor_config.json"
+    given: dict[str, Any] = read_json(file) if is_there(file) else {}
+    if not given and is_there(both):
+        given = read_json(both).get("image_processor") or {}
+    return given or _of_timm(config)
 
 
 def _of_timm(config: VisionConfig) -> dict[str, Any]:
