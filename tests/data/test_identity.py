@@ -17,7 +17,8 @@ from flax_transformers.cli.main import main
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import open_dataset, prepare, prepare_common, prepare_share
-from flax_transformers.data.images import parts
+from flax_transformers.data.images import dataset, parts, sources
+from flax_transformers.data.images import files as image_files
 from flax_transformers.data.mixture import Component, MixedText
 from flax_transformers.data.prepare import text as prepare_module
 from flax_transformers.data.sources import records
@@ -30,6 +31,7 @@ from flax_transformers.data.store.files import DIGEST, sealed
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
+from flax_transformers.runtime import prepared_data
 from flax_transformers.storage import file_hashes as content_module
 from flax_transformers.storage.file_hashes import content_digest
 from flax_transformers.testing import tiny_config
@@ -517,6 +519,24 @@ def test_images_that_a_store_holds_itself_may_move_or_go(tmp_path, gone):
     for opening in (prepare, open_dataset):
         assert opening(image_data(path, store="store")).fingerprint == given.fingerprint
         assert opening(image_data(path)).directory == default.directory
+
+
+def test_a_run_keeps_the_images_of_which_splits_in_upper_case_were_classes(tmp_path, monkeypatch):
+    pets = write_folder(tmp_path / "pets", ("Training", "Testing"))
+    data = image_data(pets, validation_fraction=0.3)
+    with monkeypatch.context() as earlier:
+        for module in (image_files, sources):
+            earlier.setattr(
+                module, "folders_by_name", lambda root: {x.name: x for x in root.iterdir()}
+            )
+        earlier.setattr(dataset, "_KNOWN", dataset._KNOWN_BEFORE)
+        former = prepared_data(data)
+    assert former.label_names == ("Testing", "Training")
+    assert prepared_data(data).label_names == ("cat", "dog")
+    assert prepared_data(data, {}, former.fingerprint).directory == former.directory
+    monkeypatch.setattr(dataset, "_KNOWN", "unknown")
+    shutil.rmtree(tmp_path / "pets")  # the store of an earlier version does without it
+    assert data.preparation().folder.path == former.directory
 
 
 def test_images_that_change_while_they_are_prepared_make_no_store(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -39,6 +40,8 @@ from flax_transformers.storage.locks import exclusive_lock
 
 DEFAULT_FRACTION = 0.02
 """Fraction held out by default if the source has no split for evaluation."""
+_KNOWN, _KNOWN_BEFORE = "images with splits in any case", "images"
+"""Names of the sources of default stores, and in versions that knew splits in lower case alone."""
 _FEW = 8192  # images that one process checks faster than several start
 
 
@@ -146,7 +149,19 @@ class ImageData(DataConfig):
         def identity() -> str:
             return digest({"settings": self.store_settings(), "content": origin.content()})
 
-        return cache_directory({"images": origin}, identity)
+        try:
+            return cache_directory({_KNOWN: origin}, identity)
+        except UserError:  # the source is gone
+            return cache_directory({_KNOWN_BEFORE: origin}, identity)
+
+    def former_stores(self, of_run: Tokenizers) -> Iterator[str]:
+        def by_path() -> str:
+            raise UserError("the folder that was used for the path before is asked for")
+
+        with contextlib.suppress(UserError):
+            folder = cache_directory({_KNOWN_BEFORE: self.origin}, by_path)
+            if self.store is None and os.path.exists(os.path.join(folder, MANIFEST)):
+                yield folder
 
     def of_evaluation_set(self, one: Any, label_names: tuple[str, ...] = ()) -> Any:
         # Images are numbered by the classes of their own source, which have to be the same.

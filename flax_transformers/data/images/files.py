@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_transformers.data.images.kinds import SPLIT_NAMES, FoundImage, ImageSource
+from flax_transformers.data.images.kinds import (
+    SPLIT_NAMES,
+    FoundImage,
+    ImageSource,
+    folders_by_name,
+)
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.sources.files import open_decompressed, reading_source
 from flax_transformers.errors import UserError
@@ -93,7 +98,7 @@ def split_folders(source: ImageSource, root: Path) -> dict[str, Path]:
     classes of their own, and are beside folders of other names with images.
     """
     known = {source.split, *(name for names in SPLIT_NAMES.values() for name in names)}
-    named = {path.name: path for path in root.iterdir() if path.is_dir() and path.name in known}
+    named = {name: path for name, path in folders_by_name(root).items() if name in known}
     train = [path for name, path in named.items() if name in SPLIT_NAMES["train"]]
     if train and (len(named) > len(train) or any(map(_class_folders, train))):
         return named

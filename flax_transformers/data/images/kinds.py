@@ -78,7 +78,7 @@ class Images(Protocol):
 
 def split_of_file(name: str) -> str | None:
     """The split at the beginning of a file name, as in train-00000-of-00001.parquet."""
-    first = re.split(r"[-_.]", name)[0]
+    first = re.split(r"[-_.]", name)[0].lower()
     return next((split for split, names in SPLIT_NAMES.items() if first in names), None)
 
 
@@ -88,9 +88,24 @@ def split_of_path(root: Path, path: Path, other: str = "") -> str | None:
     known = {other: (other,)} | SPLIT_NAMES
     for folder in reversed(path.relative_to(root).parts[:-1]):
         for split, names in known.items():
-            if folder in names:
+            if folder in names or folder.lower() in names:
                 return split
     return split_of_file(path.name)
+
+
+def folders_by_name(root: Path) -> dict[str, Path]:
+    """The subfolders by name: Training/ and Testing/ by training and testing.
+
+    One of another case alone, such as Test/ without Train/, may be a class, and keeps its name.
+    """
+    folders = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
+    split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    splits = {split_of[name.lower()] for name in folders if name.lower() in split_of}
+    if "train" not in splits or len(splits) == 1:
+        return folders
+    return {
+        name.lower() if name.lower() in split_of else name: path for name, path in folders.items()
+    }
 
 
 def files_of_split(source: ImageSource, root: Path, files: Sequence[Path], kind: str) -> list[Path]:

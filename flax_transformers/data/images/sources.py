@@ -13,7 +13,13 @@ from pathlib import Path
 
 from flax_transformers.data.images.captions import open_captioned, read_place
 from flax_transformers.data.images.files import ENDINGS, FolderImages, IdxImages, idx_files
-from flax_transformers.data.images.kinds import SPLIT_NAMES, Images, ImageSource, split_of_path
+from flax_transformers.data.images.kinds import (
+    SPLIT_NAMES,
+    Images,
+    ImageSource,
+    folders_by_name,
+    split_of_path,
+)
 from flax_transformers.data.images.tables import ParquetImages, RecordImages
 from flax_transformers.data.sources.files import reading_source
 from flax_transformers.data.sources.row_files import reading_parquet
@@ -94,7 +100,7 @@ def own_held_out(source: ImageSource) -> str | None:
             if not root.is_dir():
                 return None
             files = [path for kind in kinds for path in root.rglob(f"*.{kind}")]
-            found = [path.name for path in root.iterdir() if path.is_dir()]
+            found = folders_by_name(root)
         names = [
             *(name for path in files if (name := split_of_path(root, path))),
             *(split for split in SPLIT_NAMES if any(n in SPLIT_NAMES[split] for n in found)),

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
-from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.images.kinds import ImageSource, split_of_path
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import SKIPPED
 from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
@@ -120,6 +120,28 @@ def test_images_of_a_subfolder_for_evaluation_are_not_trained_on(tmp_path):
         prepared = prepare(data(tmp_path / name))
         assert prepared.label_names == classes
         assert (len(prepared.train), len(prepared.validation)) == count
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("Train", "Val"), ("train", "Test"), ("TRAIN", "VALID")]
+)
+def test_splits_are_known_in_upper_case_too(tmp_path, names):
+    prepared = prepare(data(write_folder(tmp_path / "pets", names)))
+    assert prepared.label_names == ("cat", "dog")
+    assert (len(prepared.train), len(prepared.validation)) == (12, 12)
+    assert (read_all(prepared, "validation")[7][1] == pixels((1, 1, 1))).all()
+
+
+def test_a_class_called_test_is_one_without_a_folder_for_training(tmp_path):
+    write_folder(tmp_path / "pets", splits=(".",), classes=("Test", "cat"))
+    prepared = prepare(data(tmp_path / "pets", validation_fraction=0.0))
+    assert prepared.label_names == ("Test", "cat")
+    assert own_held_out(ImageSource(str(tmp_path / "pets"))) is None
+
+
+@pytest.mark.parametrize("place", ["Test/0.parquet", "Test-0.parquet", "data/TEST/0.parquet"])
+def test_files_are_named_by_splits_in_upper_case_too(tmp_path, place):
+    assert split_of_path(tmp_path, tmp_path / place) == "test"
 
 
 def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from dataclasses import replace
 
@@ -242,6 +243,14 @@ def test_captioned_parquet_files_in_a_folder_of_another_split_are_left_out(tmp_p
         (tmp_path / split / "train-0.parquet").rename(tmp_path / split / "0.parquet")
     prepared = prepare(data(tmp_path))
     assert len(prepared.train) == COUNT
+
+
+def test_captioned_images_below_a_split_in_upper_case_are_of_that_split(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "Train")
+    shutil.copytree(tmp_path / "Train", tmp_path / "Val")
+    prepared = prepare(data(tmp_path, validation_fraction=None))
+    assert (len(prepared.train), len(prepared.validation)) == (COUNT, COUNT)
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "a\ud800b.png"], ids=["NUL", "surrogate"])
