@@ -41,12 +41,17 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.objectives.images import PixelInput
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.pretrained import describe_pretrained, find_pretrained, load_pretrained
+from flax_transformers.pretrained import (
+    describe_pretrained,
+    find_pretrained,
+    load_pretrained,
+    with_image_size,
+)
 from flax_transformers.restore import saved_part
 from flax_transformers.storage.hub import require_name, upload
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.callbacks import Callback
-from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -96,6 +101,21 @@ def _image_files(data: Any, objective: Any, model: TransformerConfig) -> dict[st
         "crop_pct": data.crop_fraction,
     }
     return {PREPROCESSOR: described, CONFIG: {"pretrained_cfg": cfg}}
+
+
+def as_seen_last(
+    model: Any, params: Any, data: Any, objective: Any, phases: Sequence[AnyPhase]
+) -> tuple[Any, Any]:
+    """The model of a run and its parameters, with positions for the images of the last phase, for
+    which training interpolates them."""
+    encoder, trained = model.config.image_encoder, objective
+    if not (encoder and isinstance(data, ImageData) and isinstance(objective, PixelInput)):
+        return model, params
+    spec = trained.window_spec(phases[-1].sequence_length)
+    side = getattr(spec, "image_size", spec.length)  # of pairs, the length is that of texts
+    if encoder.image_shape == (side, side):
+        return model, params
+    return with_image_size(model, nn.meta.unbox(params), side)
 
 
 def _text_files(model: TransformerConfig, tokenizer: Path | None) -> dict[str, dict[str, Any]]:
@@ -156,13 +176,14 @@ def as_transformers_reads_it(
 
 def write_run(
     directory: Path, model: Any, params: Any, found: SavedStep, averaged: Sequence[int] = ()
-) -> tuple[Any, list[str]]:
+) -> tuple[Any, Any, list[str]]:
     """Writes the model of a checkpoint to a new directory in Hugging Face format.
 
     ``averaged``: the steps that ``params`` are the average of, if they are not those of ``found``.
-    Returns the written model, and the names of the files beside its config and weights. A run whose
-    targets have their own tokenizer is written without tokenizers, as one of them alone would
-    encode one side wrongly.
+    Returns the written model and its parameters, which are for images of the size that the run has
+    seen last, and the names of the files beside its config and weights. A run whose targets have
+    their own tokenizer is written without tokenizers, as one of them alone would encode one side
+    wrongly.
     """
     describe = partial(run_files, found) if "config" in found.meta else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -174,8 +195,12 @@ def write_run(
         objective = None
         with suppress(UserError):  # a type that is not registered here
             objective = saved_part(found, "objective")
+            if model.config.image_encoder is not None:
+                data, phases = (saved_part(found, name) for name in ("data", "phases"))
+                model, params = as_seen_last(model, params, data, objective, phases)
         card = partial(model_card.model_card, meta=found.meta, averaged=averaged)
-        return _write(directory, model, params, Path(folder), card, describe, objective)
+        written = _write(directory, model, params, Path(folder), card, describe, objective)
+        return written[0], params, written[1]
 
 
 def _write(
@@ -291,7 +316,8 @@ class Exporter(Callback):
             meta = {"config": to_json(config), "position": {"step": step}}
             describe = partial(files_beside, config.data, config.objective)
             card = partial(model_card.model_card, meta=meta)
-            _write(new, self._model, params, Path(scratch), card, describe, config.objective)
+            seen = as_seen_last(self._model, params, config.data, config.objective, config.phases)
+            _write(new, *seen, Path(scratch), card, describe, config.objective)
         if target.exists():  # of the same step, before the run was resumed or rolled back
             target.rename(old)
         new.rename(target)

@@ -82,7 +82,7 @@ def load_pretrained(
     Hugging Face class name, says what it is read as; without it the names in config.json do. Heads
     that it does not hold are newly initialised, and so are those whose size another ``num_labels``
     changes; a warning names them, and ``seed`` draws them. For another ``image_size`` (pixels, or
-    height and width) positions are resized as the originals do, by bicubic interpolation.
+    height and width) positions of images are resized as the originals do, by bicubic interpolation.
     Parameters are of ``dtype``, on the first device or, with a ``mesh``, placed by the sharding
     rules one by one.
 
@@ -101,13 +101,26 @@ def load_pretrained(
         model, params = hub_read.load_directory(found, **how)
     if image_size is None:
         return model, params
-    if not isinstance(model.config, VisionConfig):
+    if model.config.image_encoder is None:
         raise UserError(
             f"image_size is given, but {folder_of(found)} holds a {model.config.architecture}, "
             "which sees no images; leave it out"
         )
-    config, params = change_image_size(model.config, params, image_size)
-    return build_model(config, model.compute), params
+    return with_image_size(model, params, image_size)
+
+
+def with_image_size(
+    model: Any, params: Mapping[str, Any], image_size: int | tuple[int, int]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model over images, or with an image encoder, and its parameters for another image size."""
+    config = model.config
+    if isinstance(config, VisionConfig):
+        config, changed = change_image_size(config, params, image_size)
+    else:
+        vision, tower = change_image_size(config.vision, params["image_tower"], image_size)
+        config = dataclasses.replace(config, vision=vision)
+        changed = {**params, "image_tower": tower}
+    return build_model(config, model.compute), changed
 
 
 def find_pretrained(path: str | os.PathLike[str] | SavedStep) -> SavedStep | Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from flax_transformers.checkpointing.manager import find_checkpoint
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.image_text import ImageTextData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
@@ -44,10 +46,20 @@ from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig, Rope
+from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import framed_row
+from flax_transformers.testing import assert_bit_equal
+from flax_transformers.training.config import ImagePhase, Phase
 from tests.cli.test_evaluate import classifier
-from tests.huggingface.tensors import drawn_parameters, parameter_shapes
+from tests.evaluation.test_reconstructions import masked_config
+from tests.huggingface.tensors import drawn_model, drawn_parameters, parameter_shapes
+
+VIT = {
+    "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 3, "hidden_size": 8,
+    "num_layers": 1, "num_heads": 2, "intermediate_size": 8,
+    "architecture": "ViTForImageClassification",
+}  # fmt: skip
 
 
 def test_exported_preprocessing_equals_that_of_evaluation():
@@ -100,7 +112,7 @@ def test_the_config_of_timm_has_the_preprocessing_of_the_run(tmp_path, model):
     params = drawn_parameters(built, parameter_shapes(built))
     step = run_of(to_json(data), to_json(pixels))
     step.folder = tmp_path
-    _, names = write_run(tmp_path / "timm", built, params, step)
+    *_, names = write_run(tmp_path / "timm", built, params, step)
     assert names == ["preprocessor_config.json", "README.md"]
     described = json.loads((tmp_path / "timm" / "config.json").read_text())
     cfg = described["pretrained_cfg"]
@@ -112,14 +124,64 @@ def test_the_config_of_timm_has_the_preprocessing_of_the_run(tmp_path, model):
     assert crop == Crop(0.875, 0.875, keeps_ratio=True)
 
 
-def run_of(data, objective):
-    """A checkpoint of a run, whose model, optimizer and phases cannot be read here."""
+@pytest.mark.slow
+def test_a_run_whose_last_phase_has_larger_images_is_exported_for_these(tmp_path):
+    model = build_model(ViTConfig(**VIT), ComputeConfig())
+    params = drawn_parameters(model, parameter_shapes(model))
+    phases = tuple(ImagePhase(steps=1, image_size=side, batch_size=8) for side in (8, 12))
+    pixels = ImageClassification(mean=(0.5,), std=(0.5,))
+    config = masked_config("x", model=model.config, objective=pixels, phases=phases)
+    step = run_of(to_json(config.data), to_json(pixels), to_json(phases))
+    step.folder = tmp_path
+    written, larger, _ = write_run(tmp_path / "hf", model, params, step)
+    assert written.config.image_size == 12
+    described = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert described["crop_size"] == {"height": 12, "width": 12}
+    loaded, found = ft.load_pretrained(tmp_path / "hf")
+    assert loaded.config.image_size == 12
+    assert_bit_equal(found, larger)
+    images = np.random.default_rng(0).standard_normal((2, 1, 12, 12), np.float32)
+    trained = jax.jit(partial(model.apply, interpolate_pos_encoding=True))
+    expected = trained({"params": params}, images).logits
+    logits = jax.jit(loaded.apply)({"params": found}, images).logits
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    Exporter(config, model, epath.Path(tmp_path), {})._write(2, params)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        exported = (tmp_path / "exports" / "2" / name).read_bytes()
+        assert exported == (tmp_path / "hf" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_pairs_of_larger_images_are_exported_for_these(tmp_path):
+    model, params = drawn_model("CLIPModel")
+    data = ImageTextData(source=ImageSource("x", caption_field="text"))
+    objective = ImageTextContrastive(image_size=48)
+    phases = (Phase(steps=1, sequence_length=8, batch_size=8),)
+    step = run_of(to_json(data), to_json(objective), to_json(phases))
+    step.folder = tmp_path
+    write_run(tmp_path / "hf", model, params, step)
+    loaded, found = ft.load_pretrained(tmp_path / "hf")
+    assert loaded.config.vision.image_size == 48
+    images = np.random.default_rng(0).standard_normal((2, 3, 48, 48), np.float32)
+    expected = embedded(model, params, images, interpolate_pos_encoding=True)
+    np.testing.assert_allclose(embedded(loaded, found, images), expected, rtol=1e-5, atol=1e-6)
+    again = ft.load_pretrained(tmp_path / "hf", image_size=model.config.vision.image_size)[0]
+    assert again.config.vision.image_size == model.config.vision.image_size
+
+
+def embedded(model, params, images, **options):
+    embed = partial(model.apply, method="embed_image", **options)
+    return jax.jit(embed)({"params": params}, images)
+
+
+def run_of(data, objective, phases=None):
+    """A checkpoint of a run, whose model, optimizer and, by default, phases cannot be read here."""
     rest = {"type": "elsewhere:Model"}
     return SimpleNamespace(
         meta={
             "config": {
                 "type": "train_config", "format": 2, "data": data, "objective": objective,
-                "model": rest, "optimizer": rest, "phases": [rest],
+                "model": rest, "optimizer": rest, "phases": phases or [rest],
             }
         }
     )  # fmt: skip

@@ -84,7 +84,7 @@ class Convert:
         with watchdog.phase("save"):
             if isinstance(found, SavedStep):
                 averaged = [int(step.name) for step in steps]
-                model, names = write_run(target, model, params, found, averaged)
+                model, params, names = write_run(target, model, params, found, averaged)
                 carried, published = _summary_of_files(names, found), target
             else:
                 published = tokenizer_folder(found)

@@ -15,9 +15,11 @@ _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 def resized_files(carried: Mapping[str, Path], config: TransformerConfig) -> dict[str, Any]:
     """Those of the ``carried`` files, by name, that give images of another size than the model's,
     with its size."""
-    shape: Any = getattr(config, "image_shape", None)
     found: dict[str, Any] = {}
-    for name in carried.keys() & {_IMAGES, _PROCESSOR} if shape else ():
+    if config.image_encoder is None:
+        return found
+    shape = config.image_encoder.image_shape
+    for name in carried.keys() & {_IMAGES, _PROCESSOR}:
         described = read_json(carried[name])
         if name == _IMAGES:
             changed = _resized(described, shape)

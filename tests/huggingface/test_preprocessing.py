@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flax_transformers import save_pretrained
+from flax_transformers import load_pretrained, save_pretrained
 from tests.huggingface.tensors import drawn_model
 
 CLIP = {"do_center_crop": True, "size": {"shortest_edge": 16}, "crop_size": 16, "image_mean": [0.5]}
@@ -41,3 +41,14 @@ def test_images_have_the_size_of_the_model_that_is_written(tmp_path, given, writ
         assert json.loads((target / name).read_text()) == content(written or given)
         if written is None:
             assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_images_of_pairs_have_the_size_of_the_image_encoder(tmp_path):
+    save_pretrained(tmp_path / "clip", *drawn_model("CLIPModel"))
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    model, params = load_pretrained(tmp_path / "clip", image_size=24)
+    assert model.config.vision.image_size == 24
+    save_pretrained(tmp_path / "larger", model, params, tokenizer_from=tmp_path / "clip")
+    written = json.loads((tmp_path / "larger" / "preprocessor_config.json").read_text())
+    assert written == CLIP | {"size": {"shortest_edge": 24}, "crop_size": 24}
