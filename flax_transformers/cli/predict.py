@@ -324,6 +324,8 @@ def _images(command: Predict, stored: StoredModel) -> tuple[ImageFiles, heads.He
     else:
         objective, crop = published_preprocessing(stored.files, config)
     head = heads.head_of(objective)
+    if isinstance(head, heads.Labels) and head.objective.loss == "sigmoid":
+        head = replace(head, problem=config.problem_type)
     if command.pool is not None:
         head = heads.ImageEmbeddings(image_embedding(config, objective, command.pool))
     if head is None:

@@ -535,6 +535,12 @@ def test_images_of_a_folder_or_a_list_get_labels(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("images/2.png\nimages/0.png\n")
     again = predict(capsys, tmp_path / "hf", "--input", tmp_path / "list.txt")
     assert_same(again, [found[2], found[0]])
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    described["problem_type"] = "multi_label_classification"
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(described))
+    for line in predict(capsys, tmp_path / "hf", "--input", tmp_path / "images"):
+        shares = line["probabilities"]
+        assert line["labels"] == [name for name in shares if shares[name] >= 0.5]
     (tmp_path / "list.txt").write_text("images/2.png\nimages/9.png\n")
     assert main(["predict", str(tmp_path / "hf"), "--input", str(tmp_path / "list.txt")]) == 2
     assert "there is no image" in capsys.readouterr().err

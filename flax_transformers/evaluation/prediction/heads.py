@@ -175,7 +175,7 @@ class Labels(Head):
     """The likeliest label of a text, of a pair, or of an image, with the probabilities of all."""
 
     problem: ProblemType | None = None
-    """What the labels of a model are that was not trained here."""
+    """What the labels of a model are: by default one, which a run here learns."""
 
     @classmethod
     def of_model(cls, objective: Any, config: TextConfig) -> Self:
@@ -185,9 +185,10 @@ class Labels(Head):
     def lines(self, predicted: Predicted) -> list[Line]:
         if self.objective.loss == "mse":
             return [{"value": six_digits(row["predicted"][0])} for row in predicted.found]
-        # A sigmoid: labels have a probability each, and all above one half hold.
-        independent = self.problem == "multi_label_classification"
-        independent |= self.objective.loss == "sigmoid"
+        # Of several labels, all whose probability is above one half hold. One label can have the
+        # loss of sigmoids too.
+        several = self.problem == "multi_label_classification"
+        independent = several or self.objective.loss == "sigmoid"
         lines: list[Line] = []
         names = predicted.names
         for row in predicted.found:
@@ -199,7 +200,7 @@ class Labels(Head):
             shares = expit(logits) if independent else softmax(logits)
             best = int(logits.argmax())
             line: Line = {"label": names[best], "probability": six_digits(shares[best])}
-            if independent:
+            if several:
                 line = {"labels": [name for name, p in zip(names, shares, strict=True) if p >= 0.5]}
             probabilities = zip(names, map(six_digits, shares), strict=True)
             lines.append(line | {"probabilities": dict(probabilities)})

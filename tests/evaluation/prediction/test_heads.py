@@ -15,6 +15,7 @@ from flax_transformers.evaluation.prediction.heads import (
     head_of,
     head_of_model,
 )
+from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.testing import tiny_architecture, tiny_bert
@@ -71,6 +72,14 @@ def test_labels_of_a_run_are_those_of_its_objective_whatever_its_weights_were_be
     found = head.lines(Predicted(three_labels(problem), None, LOGITS))
     assert found == head.lines(Predicted(three_labels(None), None, LOGITS))
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_loss_of_sigmoids_leaves_an_image_one_label():
+    objective = ImageClassification(loss="sigmoid")
+    logits = [{"logits": np.array([[-1.0, -3.0, -5.0]], np.float32)}]
+    (line,) = head_of(objective).lines(Predicted(three_labels(None), None, logits))
+    shares = {"LABEL_0": 0.268941, "LABEL_1": 0.0474259, "LABEL_2": 0.00669285}
+    assert line == {"label": "LABEL_0", "probability": 0.268941, "probabilities": shares}
 
 
 def test_a_masked_language_model_has_no_head_to_predict_with():
