@@ -43,8 +43,8 @@ class EvaluationSet:
 
     name: str
     source: Any
-    """A source of the kind that the training data has; all of it is scored, but of a `SignalSource`
-    the held-out arrays, if it has such."""
+    """A source of the kind that the training data has; all of it is scored, but of images and of a
+    `SignalSource` what they hold out, if they have such a split."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _SET_NAME.fullmatch(self.name):

@@ -165,7 +165,12 @@ class ImageData(DataConfig):
 
     def of_evaluation_set(self, one: Any, label_names: tuple[str, ...] = ()) -> Any:
         # Images are numbered by the classes of their own source, which have to be the same.
-        return super().of_evaluation_set(one)
+        data = super().of_evaluation_set(one)
+        own = own_held_out(data.source) if data.source.split == ImageSource.split else None
+        if own is None:
+            return data
+        store = data.store and f"{data.store}.{own}"  # earlier versions scored the training split
+        return replace(data, source=replace(data.source, split=own), store=store)
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         if not isinstance(spec, ImageSpec):

@@ -14,6 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.dataset import open_dataset, prepare
 from flax_transformers.data.images.augmentation import Augmentation
 from flax_transformers.data.images.dataset import ImageData
@@ -142,6 +143,22 @@ def test_a_class_called_test_is_one_without_a_folder_for_training(tmp_path):
 @pytest.mark.parametrize("place", ["Test/0.parquet", "Test-0.parquet", "data/TEST/0.parquet"])
 def test_files_are_named_by_splits_in_upper_case_too(tmp_path, place):
     assert split_of_path(tmp_path, tmp_path / place) == "test"
+
+
+def test_of_an_evaluation_set_with_splits_the_held_out_one_is_scored(tmp_path):
+    roots = write_idx(tmp_path / "idx"), write_folder(tmp_path / "pets", ("train", "val", "test"))
+    for root, split, count in zip(roots, ("test", "validation"), (10, 12), strict=True):
+        source = ImageSource(str(root))
+        made = data(root, store=str(tmp_path / "store"))
+        of_set = made.of_evaluation_set(EvaluationSet("x", source))
+        assert (of_set.source.split, of_set.store) == (split, f"{tmp_path}/store/sets/x.{split}")
+        assert len(prepare(of_set).train) == count
+        chosen = made.of_evaluation_set(
+            EvaluationSet("x", dataclasses.replace(source, split="test"))
+        )
+        assert chosen.source.split == "test"
+    whole = EvaluationSet("x", ImageSource(str(write_folder(tmp_path / "whole", splits=(".",)))))
+    assert made.of_evaluation_set(whole).source == whole.source
 
 
 def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):

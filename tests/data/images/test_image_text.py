@@ -333,4 +333,4 @@ def test_a_set_is_scored_without_zero_shot(tmp_path):
         source=source, captions=texts, zero_shot=texts, tokenizer=TokenizerConfig("bytes")
     )
     of_set = made.of_evaluation_set(EvaluationSet("x", source))
-    assert of_set.zero_shot == () and len(prepare(of_set).train) == 40
+    assert of_set.zero_shot == () and len(prepare(of_set).train) == 10
