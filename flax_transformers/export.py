@@ -180,8 +180,8 @@ def write_run(
     """Writes the model of a checkpoint to a new directory in Hugging Face format.
 
     ``averaged``: the steps that ``params`` are the average of, if they are not those of ``found``.
-    Returns the written model and its parameters, which are for images of the size that the run has
-    seen last, and the names of the files beside its config and weights. A run whose targets have
+    Returns the written model and its parameters, which are for images of the size of the run's last
+    phase, and the names of the files beside its config and weights. A run whose targets have
     their own tokenizer is written without tokenizers, as one of them alone would encode one side
     wrongly.
     """

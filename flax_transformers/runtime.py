@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -339,7 +340,7 @@ def teacher(
                 f"{place} reads {limit} tokens, but sequences have {longest}; set "
                 f"--phases.0.sequence-length {limit}, or give another teacher"
             )
-    _check_pixels(config, stored, place)
+    _check_pixels(config, stored, place, resumes=workdir is not None and has_checkpoint(workdir))
     if workdir is not None:
         note_weights(workdir, "teacher", path, StoredWeights(stored.place, config.compute))
 
@@ -350,7 +351,7 @@ def teacher(
     return load
 
 
-def _check_pixels(config: TrainConfig, stored: StoredModel, place: str) -> None:
+def _check_pixels(config: TrainConfig, stored: StoredModel, place: str, *, resumes: bool) -> None:
     """The teacher of images takes what the student's objective gives."""
     ours: Any = config.model
     theirs: Any = stored.model
@@ -360,7 +361,8 @@ def _check_pixels(config: TrainConfig, stored: StoredModel, place: str) -> None:
     if channels is None:
         return
     saved = stored.of_run("objective")
-    if saved is None and stated_preprocessing(stored.files, theirs):
+    is_published = saved is None and "image_mean" in stated_preprocessing(stored.files, theirs)
+    if is_published:
         saved, _ = published_preprocessing(stored.files, theirs)
     for name in ("mean", "std"):
         wanted, given = getattr(saved, name, None), getattr(config.objective, name, None)
@@ -368,10 +370,11 @@ def _check_pixels(config: TrainConfig, stored: StoredModel, place: str) -> None:
             continue
         wide = [each * channels if len(each) == 1 else each for each in (wanted, given)]
         if wide[0] != wide[1]:
-            raise UserError(
-                f"{place} was trained with objective.{name} {wanted}, the student has {given}; set "
-                "the student's to the same"
-            )
+            said = f"{place} was trained with objective.{name} {wanted}, the student has {given}"
+            if not (is_published and resumes):
+                raise UserError(f"{said}; set the student's to the same")
+            # Earlier versions began such runs.
+            logging.getLogger(__name__).warning("%s; a new run needs the same", said)
 
 
 def built(config: TrainConfig) -> nn.Module:
@@ -395,7 +398,11 @@ def _files_of_weights(found: SavedStep | Path) -> list[Path]:
     if not isinstance(found, SavedStep):
         return files_of_model(found)
     files = (file for part in ("state", "meta") for file in Path(found.folder, part).rglob("*"))
-    return [file for file in files if not file.name.startswith(".")]
+    return [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(found.folder).parts)
+    ]
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,9 @@ def test_files_beside_the_weights_do_not_change_their_fingerprint(tmp_path, of_r
     for name in ("README.md", "meta_update.json", "tokenizer.json", ".cache/huggingface/model"):
         (folder / name).write_text("{}")
     weights.with_name(".DS_Store").write_text("")
+    if of_run:
+        (weights.parent / ".AppleDouble").mkdir()
+        (weights.parent / ".AppleDouble" / "manifest.ocdbt").write_text("")
     assert stored.fingerprint() == first
     assert stored.earlier_fingerprint() != earlier
     weights.write_bytes(b"others")

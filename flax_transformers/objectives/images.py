@@ -88,13 +88,16 @@ class PixelInput:
 
 
 def pixels_of(example: Arrays, name: str = "image") -> np.ndarray:
-    """An image uint8 [H, W, C] of an example as [C, H, W], or a video [F, H, W, C] as [F, C, H, W].
+    """An image [H, W, C] of an example, of integers up to 255, as uint8 [C, H, W], or a video
+    [F, H, W, C] as [F, C, H, W].
 
     Raises UserError if the data are not images.
     """
     if name not in example:
         raise UserError("this objective needs images; set data to an ImageData")
     pixels = example[name]
+    if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() <= 255:
+        pixels = pixels.astype(np.uint8, copy=False)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise UserError(
             f"the pixels of an example are {pixels.dtype} {list(pixels.shape)}; give uint8 from 0 "

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import flax_transformers as ft
+from flax_transformers import runtime
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.config_json import from_json, to_json
@@ -190,7 +192,9 @@ def test_the_teacher_has_to_be_a_classifier(tmp_path):
         teacher(config, prepared_data(config.data))
 
 
-def test_a_published_teacher_has_to_read_pixels_as_the_student_does(mnist, tmp_path):
+def test_a_published_teacher_has_to_read_pixels_as_the_student_does(
+    mnist, tmp_path, monkeypatch, caplog
+):
     shown = {"num_channels": 3, "architecture": "ViTForImageClassification"}
     model = build_model(ViTConfig(**SMALL | shown), ComputeConfig())
     folder = tmp_path / "hf"
@@ -207,6 +211,10 @@ def test_a_published_teacher_has_to_read_pixels_as_the_student_does(mnist, tmp_p
     (folder / "preprocessor_config.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"with objective.std \(0.5, 0.5, 0.5\), the student has"):
         teacher(config, prepared)
+    began = epath.Path(tmp_path / "run")  # by a version that compared nothing
+    monkeypatch.setattr(runtime, "has_checkpoint", lambda workdir: True)
+    assert teacher(config, prepared, began) is not None
+    assert "a new run needs the same" in caplog.text
 
 
 def test_the_teacher_has_to_read_sequences_as_long_as_the_student(tmp_path):

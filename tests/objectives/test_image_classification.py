@@ -194,6 +194,19 @@ def test_pixels_that_are_not_bytes_by_height_width_and_channel_are_refused(pixel
             prepare(ImageClassification(mixup=0.2), **rows)
 
 
+def test_other_integers_of_pixels_are_bytes():
+    example = {"image": image(200), "label": np.int32(4)}
+    wide = prepare(ImageClassification(), **example | {"image": image(200).astype(np.int64)})
+    np.testing.assert_array_equal(
+        wide["pixel_values"], prepare(ImageClassification(), **example)["pixel_values"]
+    )
+    for wrong in (-1, 256):
+        pixels = np.full_like(image(200), 7, np.int64)
+        pixels[0, 0, 0] = wrong
+        with pytest.raises(UserError, match="an example are int64"):
+            prepare(ImageClassification(), **example | {"image": pixels})
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"loss": "hinge"}, {"label_smoothing": 1.0}, {"mixup": -1.0}, {"std": (0.0,)}],

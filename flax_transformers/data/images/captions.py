@@ -44,7 +44,7 @@ def captions_in(value: Any) -> tuple[str, ...]:
 def open_captioned(source: kinds.ImageSource, root: Path) -> kinds.Images:
     """The images of folders, lines of JSON or tar files. Raises UserError for others."""
     if root.is_dir():
-        names = kinds.SPLIT_NAMES.get(source.split, (source.split,))
+        names = kinds.names_of_split(source.split)
         folders = kinds.folders_by_name(root)
         inner = next((folders[name] for name in names if name in folders), root)
         lines, tars = (sorted(inner.rglob(f"*.{kind}")) for kind in ("jsonl", "tar"))

@@ -17,7 +17,7 @@ from flax_transformers.data.base import Compare, DataConfig, DatasetDefaults, To
 from flax_transformers.data.images import parts
 from flax_transformers.data.images.augmentation import Augmentation, augmented, centre_crop
 from flax_transformers.data.images.kinds import ImageSource
-from flax_transformers.data.images.sources import open_images, own_held_out
+from flax_transformers.data.images.sources import HELD_OUT, open_images, own_held_out
 from flax_transformers.data.images.store import KIND, MANIFEST, ImageSplit, read_image_manifest
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.prepare.cached_stores import cache_directory
@@ -166,11 +166,20 @@ class ImageData(DataConfig):
     def of_evaluation_set(self, one: Any, label_names: tuple[str, ...] = ()) -> Any:
         # Images are numbered by the classes of their own source, which have to be the same.
         data = super().of_evaluation_set(one)
-        own = own_held_out(data.source) if data.source.split == ImageSource.split else None
-        if own is None:
+        if data.source.split != ImageSource.split:
             return data
-        store = data.store and f"{data.store}.{own}"  # earlier versions scored the training split
-        return replace(data, source=replace(data.source, split=own), store=store)
+        own = own_held_out(data.source)
+        is_gone = "://" not in (path := data.source.path) and not os.path.exists(
+            os.path.expanduser(path)
+        )
+        for split in (own,) if own else HELD_OUT if is_gone else ():
+            # The store has a name of its own: earlier versions scored the training split.
+            store = data.store and f"{data.store}.{split}"
+            found = replace(data, source=replace(data.source, split=split), store=store)
+            with contextlib.suppress(UserError):  # nothing is known of a source that is gone
+                if own or found.preparation().is_finished():
+                    return found
+        return data
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         if not isinstance(spec, ImageSpec):

@@ -13,6 +13,7 @@ from flax_transformers.data.images.kinds import (
     FoundImage,
     ImageSource,
     folders_by_name,
+    names_of_split,
 )
 from flax_transformers.data.sources.documents import listed
 from flax_transformers.data.sources.files import open_decompressed, reading_source
@@ -35,7 +36,7 @@ class FolderImages:
         train = next((splits[name] for name in SPLIT_NAMES["train"] if name in splits), root)
         self._top, self.root = root, train
         if source.split != "train":
-            names = SPLIT_NAMES.get(source.split, (source.split,))
+            names = names_of_split(source.split)
             found = next((splits[name] for name in names if name in splits), None)
             if found is None:
                 parts = sorted(path.name for path in root.iterdir() if path.is_dir())

@@ -76,6 +76,11 @@ class Images(Protocol):
         ...
 
 
+def names_of_split(split: str) -> tuple[str, ...]:
+    """What the folder of a split may be called, in `folders_by_name`."""
+    return split, split.lower(), *SPLIT_NAMES.get(split.lower(), ())
+
+
 def split_of_file(name: str) -> str | None:
     """The split at the beginning of a file name, as in train-00000-of-00001.parquet."""
     first = re.split(r"[-_.]", name)[0].lower()
@@ -111,6 +116,8 @@ def folders_by_name(root: Path) -> dict[str, Path]:
 def files_of_split(source: ImageSource, root: Path, files: Sequence[Path], kind: str) -> list[Path]:
     """The files in ``root`` of the source's split. Raises UserError, naming the ``kind``, if there
     are none."""
+    if source.split == "train" and [path.name for path in files] == [Path(source.path).name]:
+        return list(files)  # the source is one file, whatever its name
     named = [(split_of_path(root, path, source.split), path) for path in files]
     if any(split for split, _ in named) or source.split != "train":
         files = [path for split, path in named if split == source.split]

@@ -131,6 +131,15 @@ def test_splits_are_known_in_upper_case_too(tmp_path, names):
     assert prepared.label_names == ("cat", "dog")
     assert (len(prepared.train), len(prepared.validation)) == (12, 12)
     assert (read_all(prepared, "validation")[7][1] == pixels((1, 1, 1))).all()
+    for name in names:  # also as the folder is written
+        assert len(open_images(ImageSource(str(tmp_path / "pets"), split=name))) == 12
+
+
+def test_one_file_is_read_whatever_its_name(tmp_path):
+    for name in ("Test-set.parquet", "val.parquet"):
+        rows = {"image": [{"bytes": png((1, 1, n))} for n in range(3)], "label": [0, 0, 0]}
+        parquet.write_table(pyarrow.table(rows), tmp_path / name)
+        assert len(open_images(ImageSource(str(tmp_path / name)))) == 3
 
 
 def test_a_class_called_test_is_one_without_a_folder_for_training(tmp_path):
@@ -153,6 +162,10 @@ def test_of_an_evaluation_set_with_splits_the_held_out_one_is_scored(tmp_path):
         of_set = made.of_evaluation_set(EvaluationSet("x", source))
         assert (of_set.source.split, of_set.store) == (split, f"{tmp_path}/store/sets/x.{split}")
         assert len(prepare(of_set).train) == count
+        if split == "test":  # copied images: the store is enough
+            root.rename(tmp_path / "gone")
+            assert made.of_evaluation_set(EvaluationSet("x", source)) == of_set
+            (tmp_path / "gone").rename(root)
         chosen = made.of_evaluation_set(
             EvaluationSet("x", dataclasses.replace(source, split="test"))
         )
