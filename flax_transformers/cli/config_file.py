@@ -73,7 +73,9 @@ def naming_options(config: TrainConfig) -> Iterator[None]:
             if named and f"--{name}" not in said:
                 options = f"the option is --{name}"
                 section = name.rpartition(".")[0]
-                if without_section(config, section.replace("-", "_").split(".")) is not None:
+                # An entry of a list may be one that the config needs.
+                is_entry = section.rpartition(".")[2].isdecimal()
+                if not is_entry and without_section(config, section.replace("-", "_").split(".")):
                     options += f"; without it: --{section} None"
                 error.args = (f"{said.removesuffix('.')} ({options})",)
                 break

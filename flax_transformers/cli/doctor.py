@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flax_transformers.parallel.watchdog import watchdog
 if TYPE_CHECKING:
     import numpy as np
 
+    from flax_transformers.data.base import DataConfig, Tokenizers
     from flax_transformers.training.config import TrainConfig
 
 PAYLOAD_BYTES = 4 * 2**20
@@ -40,7 +42,7 @@ class Doctor:
     """Also check that every process can write to this folder."""
     config: Annotated[str | None, option("CONFIG")] = None
     """Also check that this config fits the devices, that all processes have the same, and that all
-    find its data. Its fields can be set as for train."""
+    find its data. Its fields can be set as for train. Data of a hub is downloaded."""
 
     def run(self, overrides: Sequence[str]) -> int:
         from flax_transformers import runtime
@@ -174,7 +176,7 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     of_run = {} if folder is None else tokenizers_of_run(folder)
     if jax.process_count() == 1:  # it prepares the data itself
         with naming_options(config):
-            config.data.preparation(None, of_run).check()
+            _find(config.data, of_run)
         _say("the data is found")
     else:
         trained_on = None if folder is None else store_of_run(folder)
@@ -187,6 +189,15 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
         new = folder is None or not has_checkpoint(folder)
         check_run(config, fitted_data(config, prepared), new=new)
         _say(f"every process finds the data in {prepared.directory}")
+
+
+def _find(data: DataConfig, of_run: Tokenizers) -> None:
+    """Raises UserError unless the source of the data is found, or its store is finished."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        try:  # a store with a name: the default one is named by the content of the whole source
+            data.preparation(elsewhere, of_run).check()
+        except UserError:
+            data.preparation(None, of_run).check()
 
 
 def _check_storage(workdir: str) -> None:

@@ -133,7 +133,9 @@ def _out_of_space(error: Exception) -> str | None:
 
 def _forbidden(error: Exception) -> str | None:
     """What to do about a file that this user may not use, or that is in such a folder."""
-    if not isinstance(error, PermissionError) or error.filename is None:
+    if not isinstance(error, PermissionError) or error.errno != errno.EACCES:
+        return None
+    if not isinstance(error.filename, str):  # of no file, or of an open one
         return None
     return (
         f"{error.filename} cannot be used ({error.strerror}); get the permission for it and for "

@@ -184,10 +184,12 @@ class TensorBoard(_FileSink):
                 (self._path / file.name).write_bytes(file.read_bytes())
 
     def _release(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        writer, self._writer = self._writer, None
+        temporary, self._temporary = self._temporary, None
+        if writer is not None:
+            writer.close()
+        if temporary is not None:
+            temporary.cleanup()
 
 
 def _json_number(value: Any) -> int | float | None:

@@ -93,6 +93,7 @@ def test_relative_paths_of_a_saved_config_are_named_where_they_do_not_exist(
         ("vit_mnist", [], "data.source.path"),
         ("modernbert_small_upos", [], "data.source.path"),
         ("bert_tiny", ["--data.tokenizer.path", "absent"], "data.tokenizer.path"),
+        ("videomae_digits", [], "data.sources.0.path"),
     ],
 )
 def test_a_missing_path_is_named_by_its_option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -125,6 +126,17 @@ def test_sinks_that_are_given_to_a_second_training_go_on(tmp_path):
     assert losses(tmp_path) == {1: 9.0, 2: 8.0}
     rows = [event for event in events(tmp_path) if event[1] != "restart"]
     assert rows == [(1, {"train/loss": 9.0}), (2, {"train/loss": 8.0})]
+
+
+@pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
+def test_a_sink_that_cannot_be_opened_again_is_one_sentence(kind, tmp_path):
+    sink = kind(tmp_path / "run")
+    with sink:
+        sink.write(1, {"train/loss": 9.0})
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="metrics cannot be written"), sink:
+        pass
 
 
 def test_flush_brings_tensorboard_up_to_date(tmp_path):
