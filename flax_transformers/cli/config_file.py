@@ -154,8 +154,12 @@ def _result(path: Path, module: ModuleType, function: str) -> Any:
     if not hasattr(module, function):
         kind = "TrainConfig" if function == "get_config" else "Study"
         raise UserError(f"{path} has no function {function}(); define one that returns a {kind}")
-    with _running(path):
-        return getattr(module, function)()
+    try:
+        with _running(path):
+            return getattr(module, function)()
+    except UserError:
+        sys.modules.pop(module.__name__, None)  # other configs need not heed its classes
+        raise
 
 
 def _checked(config: Any, path: Path) -> TrainConfig:

@@ -223,6 +223,7 @@ def test_a_config_with_classes_whose_name_other_recipes_import_is_refused(write)
     derived = DERIVED.format(first="", imports=OWN, recipe="bert_large")
     with pytest.raises(UserError, match=r"own/bert_base\.py defines the class Mine.*rename the"):
         load_config(write("own/bert_base.py", derived))
+    assert load_config("bert_large").model.num_layers == 24
 
 
 @dataclasses.dataclass(frozen=True)
