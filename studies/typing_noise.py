@@ -5,7 +5,8 @@ Data:      19 books of Standard Ebooks (CC0) for span corruption, one JSON line 
            key paragraphs, in data/standardebooks_en/books.jsonl.gz; and the tags of Universal
            Dependencies English EWT (CC BY-SA 4.0) for fine-tuning, in data/ud_english_ewt
 Size:      2 variants x 3 seeds, a T5 of 2 + 2 layers, 128 wide: 500 steps of span corruption, 800
-           of tagging by the encoder. Not run to its end yet
+           of tagging by the encoder. Not run to its end yet: with seed 0 the subwords reach 75.9 %,
+           and 63.4 % under noise, but the bytes had not learned after 800 steps (21 %)
 
 The recipes t5_small_books and byt5_small_books, each fine-tuned to name the part of speech of each
 word. The test sentences are scored as they are, and with each character changed with a
