@@ -105,7 +105,13 @@ class Launcher:
         """
         deadline = None
         while any(code is None for code in self._codes()):
-            if any(code not in (None, DONE, PREEMPTED) for code in self._codes()):
+            failed = [
+                f"process {index} by {_named(code)}"
+                for index, code in enumerate(self._codes())
+                if code is not None and code not in (DONE, PREEMPTED)
+            ]
+            if failed:
+                _say(f"failed: {', '.join(failed)}")
                 return
             one_is_done = any(code is not None for code in self._codes())
             if (self.asked_to_stop or one_is_done) and deadline is None:
@@ -242,6 +248,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _named(code: int) -> str:
+    return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
 
 
 def _say(text: str) -> None:

@@ -114,6 +114,7 @@ if attempt == 0:
     job = launch(body)
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 0
+    assert "failed: process 1 by signal 9 (Killed)" in out
     assert "exit codes [-15, -9]; restart 1 of 10 in 1 s" in out
     assert (attempts(tmp_path, 0), attempts(tmp_path, 1)) == (2, 2)
 
