@@ -18,6 +18,7 @@ import pytest
 
 from flax_transformers import config_json
 from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.cli import config_file
 from flax_transformers.cli.config_file import load_config, missing_paths, type_in_current_folder
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import (
@@ -69,11 +70,13 @@ def as_before(monkeypatch):
     """What a config file leaves in this process is taken back."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(config_json, "_registered", {})
-    modules = set(sys.modules)
+    monkeypatch.setattr(config_file, "_folders", dict(config_file._folders))
+    before = {name: module for name, module in sys.modules.items() if "." not in name}
     yield
-    for name in set(sys.modules) - modules:
-        if "." not in name:
+    for name in [name for name in sys.modules if "." not in name]:
+        if name not in before:
             del sys.modules[name]
+    sys.modules.update(before)
 
 
 @pytest.fixture
