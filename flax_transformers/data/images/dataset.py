@@ -168,18 +168,20 @@ class ImageData(DataConfig):
         data = super().of_evaluation_set(one)
         if data.source.split != ImageSource.split:
             return data
-        own = own_held_out(data.source)
-        is_gone = "://" not in (path := data.source.path) and not os.path.exists(
-            os.path.expanduser(path)
-        )
-        for split in (own,) if own else HELD_OUT if is_gone else ():
-            # The store has a name of its own: earlier versions scored the training split.
-            store = data.store and f"{data.store}.{split}"
-            found = replace(data, source=replace(data.source, split=split), store=store)
-            with contextlib.suppress(UserError):  # nothing is known of a source that is gone
-                if own or found.preparation().is_finished():
-                    return found
+        if own := own_held_out(data.source):
+            return data._of_split(own)
+        if os.path.exists(os.path.expanduser(data.source.path)):
+            return data
+        for split in map(data._of_split, HELD_OUT):  # the source is gone: the one with a store
+            with contextlib.suppress(UserError):
+                if split.preparation().is_finished():
+                    return split
         return data
+
+    def _of_split(self, split: str) -> ImageData:
+        # The store has a name of its own: earlier versions scored the training split.
+        store = self.store and f"{self.store}.{split}"
+        return replace(self, source=replace(self.source, split=split), store=store)
 
     def check_objective(self, objective: str, spec: WindowSpec) -> None:
         if not isinstance(spec, ImageSpec):
