@@ -332,6 +332,19 @@ def test_the_doctor_of_one_process_looks_for_the_data(tmp_path, capsys):
     assert main(command) == 0
 
 
+def test_the_doctor_does_not_read_the_whole_source_for_the_name_of_its_store(
+    tmp_path, capsys, monkeypatch
+):
+    def read(*args, **settings):
+        raise AssertionError("the default store is named by the content of the source")
+
+    monkeypatch.setattr("flax_transformers.data.config.text_directory", read)
+    write_corpus(tmp_path / "text.txt")
+    command = ["doctor", "--config", "bert_tiny"]
+    assert main([*command, "--data.source.path", str(tmp_path / "text.txt")]) == 0
+    assert "the data is found\nready to train" in capsys.readouterr().out
+
+
 def test_the_sum_of_the_doctor_is_exact_in_any_order():
     own = payload(2048)
     total = np.zeros_like(own)
