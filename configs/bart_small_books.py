@@ -43,8 +43,8 @@ def get_config() -> TrainConfig:
             shards=1,
         ),
         optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
-        phases=(Phase(steps=600, sequence_length=64, batch_size=32),),
-        checkpoints=CheckpointConfig(every_steps=300),
-        evaluation=Evaluation(every_steps=200, max_examples=1024),
+        phases=(Phase(steps=1500, sequence_length=64, batch_size=32),),
+        checkpoints=CheckpointConfig(every_steps=500),
+        evaluation=Evaluation(every_steps=500, max_examples=1024),
         logging=Logging(every_steps=20),
     )

@@ -30,7 +30,7 @@ from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.objectives.token_classification import TokenClassification
-from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.optim.optimizers import Muon
 from flax_transformers.optim.schedules import Schedule
 from flax_transformers.storage.workdir import write_text
 from flax_transformers.sweeps.study import Study
@@ -38,7 +38,7 @@ from flax_transformers.training.config import Evaluation, Phase, TrainConfig
 
 EWT = "data/ud_english_ewt/en_ewt-ud-{}.conllu.gz"
 NOISE = 0.1
-STEPS, FINE_TUNING_STEPS = 500, 800
+STEPS, FINE_TUNING_STEPS = 1000, 800
 
 
 def with_noise(text: str, rng: random.Random) -> str:
@@ -82,7 +82,7 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
             tokenizer=tokenizer,
             shards=1,
         ),
-        optimizer=AdamW(learning_rate=2e-3, b2=0.98, schedule=Schedule("linear", warmup_steps=100)),
+        optimizer=replace(config.optimizer, learning_rate=2e-3),
         phases=(
             Phase(steps=FINE_TUNING_STEPS, sequence_length=192 if in_bytes else 64, batch_size=16),
         ),
@@ -99,6 +99,9 @@ def pretrained(name: str) -> TrainConfig:
     config: Any = recipe(name)
     return replace(
         config,
+        optimizer=Muon(
+            learning_rate=3e-3, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=100)
+        ),
         phases=(replace(config.phases[0], steps=STEPS),),
         checkpoints=replace(config.checkpoints, every_steps=STEPS),
         evaluation=replace(config.evaluation, every_steps=0),
@@ -109,7 +112,7 @@ def pretrained(name: str) -> TrainConfig:
 def get_study() -> Study:
     return Study(
         base=pretrained("t5_small_books"),
-        variants={"subwords": {}, "bytes": lambda base: pretrained("byt5_small_books")},
+        variants={"bytes": lambda base: pretrained("byt5_small_books"), "subwords": {}},
         seeds=3,
         metric="eval/noisy/accuracy",
         fine_tune=fine_tune,

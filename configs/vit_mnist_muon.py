@@ -1,0 +1,31 @@
+"""A ViT that classifies handwritten digits from smaller patches, trained with Muon.
+
+Command:   flax-transformers train vit_mnist_muon --workdir runs/vit_mnist_muon \\
+               --data.source.path MNIST
+           where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
+Hardware:  2 CPU cores
+Expected:  not measured
+
+The model of vit_mnist.py with patches of 4 x 4 pixels and fixed sinusoidal positions, which learn
+faster in the first epochs (studies/image_positions.py).
+"""
+
+from dataclasses import replace
+
+import vit_mnist
+
+from flax_transformers.optim.optimizers import Muon
+from flax_transformers.optim.schedules import Schedule
+from flax_transformers.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    base = vit_mnist.get_config()
+    return replace(
+        base,
+        model=replace(base.model, patch_size=4, positions="sincos_2d"),
+        optimizer=Muon(
+            learning_rate=4e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup_steps=100)
+        ),
+        phases=(replace(base.phases[0], steps=8000),),
+    )
