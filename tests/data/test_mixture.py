@@ -68,6 +68,15 @@ def test_what_was_consumed_is_what_the_stream_gave():
     assert examples.consumed(position) == {name: cycle[name] + counts[name] for name in counts}
 
 
+def test_a_part_goes_on_with_its_examples_when_the_order_of_parts_repeats():
+    examples = mixed(10, 40, weights=(0.3, 0.7))
+    for position in (5, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, (3 << 16) + 5):
+        epoch, number = examples.locate(position, 0)
+        part = examples.part_of(number)
+        consumed = examples.consumed(position)["ab"[part]]
+        assert epoch == consumed // len(examples.parts[part])
+
+
 def test_a_mixture_is_the_same_stream_on_any_hosts_and_after_a_stop():
     examples = mixed(7, 23, 4, weights=(0.2, 0.5, 0.3))
     expected = over_hosts(1, 9, examples=examples)

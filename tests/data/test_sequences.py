@@ -80,9 +80,13 @@ def test_a_stream_resumes_at_any_position(make):
 def test_pairs_of_texts_come_from_different_items():
     data = SequenceDataset(TEXTS, tokenizer=ByteTokenizer())
     examples = training_examples(data, NextSentence().window_spec(32))
-    example = examples.read(3, np.random.default_rng(0))
-    assert len(example["other_tokens"])
-    assert not np.array_equal(example["tokens"], example["other_tokens"])
+    numbers = set()
+    for seed in range(100):
+        example = examples.read(3, np.random.default_rng(seed))
+        assert not np.array_equal(example["tokens"], example["other_tokens"])
+        text = ByteTokenizer().decode(example["other_tokens"])
+        numbers.add(int(text.removeprefix("Text number ").split()[0]))
+    assert numbers == set(range(len(TEXTS))) - {3}
 
 
 @pytest.mark.parametrize("objective", [CausalLM(), PrefixLM()])

@@ -240,6 +240,18 @@ def test_shuffling_a_hundred_million_examples_needs_no_table():
     assert ids.max() > 1_000_000
 
 
+def test_each_epoch_of_many_examples_has_an_order_of_its_own_and_each_example_once():
+    count = 2000  # from 1,025 on there is no table
+    orders = [np.arange(count)]
+    for epoch, key in ((0, 1), (1, 1), (0, 2)):
+        positions = range(epoch * count, (epoch + 1) * count)
+        epochs, numbers = np.transpose([Numbers(count).locate(one, key) for one in positions])
+        assert set(epochs.tolist()) == {epoch}
+        assert sorted(numbers) == list(range(count))
+        assert all((numbers == other).sum() < 20 for other in orders)
+        orders.append(numbers)
+
+
 @pytest.mark.multi_process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_prepare_raises_reaches_the_caller(workers):
