@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flax_transformers.evaluation.class_report import class_scores, confusion_matrix, occurring
-from flax_transformers.evaluation.classification import pearson
+from flax_transformers.evaluation.classification import _class_scores, pearson
 
 
 def test_macro_f1_is_the_mean_over_the_classes_that_are_there():
@@ -16,6 +16,14 @@ def test_macro_f1_is_the_mean_over_the_classes_that_are_there():
     matrix = confusion_matrix(predicted, labels, 5)
     f1 = class_scores(matrix)["f1"]
     np.testing.assert_allclose(f1[occurring(matrix)].mean(), expected)
+
+
+def test_f1_of_two_classes_is_that_of_the_second():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    predicted = np.array([0, 0, 0, 1, 1, 0])
+    found = _class_scores(predicted, labels, ("no", "yes"), None)
+    assert found["eval/f1"] == 0.5 and found["eval/macro_f1"] == (0.75 + 0.5) / 2
+    assert "eval/f1" not in _class_scores(predicted, labels, ("a", "b", "c"), None)
 
 
 def test_correlations_of_numbers_and_of_their_ranks():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from flax_transformers.data.sources.squad import Question
 from flax_transformers.evaluation.question_answering import (
     answer_scores,
+    best_answers,
     best_spans,
     exact_match,
     normalized,
     overlap_f1,
 )
+from flax_transformers.objectives.question_answering import QuestionAnswering
 
 
 @pytest.mark.parametrize(("length", "longest"), [(1, 5), (7, 3), (12, 30), (30, 1)])
@@ -64,3 +67,68 @@ def test_the_best_reference_counts_and_the_empty_answer_is_right_without_referen
         "no_answer_accuracy": 0.5,
         "has_answer_f1": 1.0,
     }
+
+
+CONTEXT = "In 1870 the old theatre opened ."
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def encode_with_offsets(self, texts):
+        offsets = []
+        for text in texts:
+            ends = np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1
+            offsets.append(np.stack([np.append(0, ends[:-1] + 1), ends], axis=1))
+        return [(np.zeros(len(rows), int), rows) for rows in offsets]
+
+
+def window(offset, nothing, **logits):
+    """What the model says of four words of ``CONTEXT``, from word ``offset`` on, behind a question
+    of one token: the logits of words as first and as last ones, and of no answer."""
+    row = np.full((8, 2), -9.0, np.float32)
+    row[0] = nothing / 2
+    for number, word in enumerate(CONTEXT.split()[offset : offset + 4]):
+        row[3 + number] = logits.get(word, row[3 + number])
+    return {
+        "logits": row, "context_start": 3, "context_end": 7, "context_offset": offset,
+    }  # fmt: skip
+
+
+def answers_of(*windows, **settings):
+    """The answers to a question with these windows, and whether to give none."""
+    rows = [window | {"example_id": 5 + number} for number, window in enumerate(windows)]
+    batches = [{name: np.stack([row[name]]) for name in row} for row in rows]
+    found = best_answers(
+        batches,
+        SimpleNamespace(document_of=lambda number: 2),
+        QuestionAnswering(**settings),
+        lambda document: Question(("what?", CONTEXT)),
+        Words(),
+    )
+    assert list(found) == [2]
+    return found[2]
+
+
+def test_the_answer_is_the_best_span_of_all_windows():
+    first = window(0, 0.0, the=(1.0, 0.0), old=(-1.0, 2.0))
+    second = window(3, 0.0, old=(2.0, -1.0), theatre=(-1.0, 3.0))
+    for windows in ((first, second), (second, first)):
+        best, none = answers_of(*windows, best=2)
+        assert [(one.text, one.score) for one in best] == [("old theatre", 5.0), ("the old", 3.0)]
+        assert [CONTEXT[one.start : one.end] for one in best] == [one.text for one in best]
+        assert not none
+    best, _ = answers_of(first, second, best=1, max_answer_length=1)
+    assert [(one.text, one.score) for one in best] == [("theatre", 2.0)]
+
+
+def test_no_answer_is_given_if_every_window_prefers_none_by_more_than_the_threshold():
+    windows = (
+        window(0, 9.0, the=(1.0, 0.0), old=(0.0, 1.0)),
+        window(3, 3.5, old=(1.0, 0.0), theatre=(0.0, 2.0)),
+    )  # 3.5 against 3
+    for order in (windows, windows[::-1]):
+        assert answers_of(*order, no_answer=True)[1]
+        assert not answers_of(*order)[1]
+        assert answers_of(*order, no_answer=True, null_threshold=0.4)[1]
+        assert not answers_of(*order, no_answer=True, null_threshold=0.6)[1]

@@ -205,6 +205,32 @@ def test_halves_of_a_batch_add_up_to_the_whole_and_empty_examples_have_no_weight
     assert whole["loss"][1] == real["weights"].sum() > 0
 
 
+def test_the_loss_of_answers_is_of_their_first_and_last_tokens():
+    logits = np.random.default_rng(0).normal(size=(3, 6, 2)).astype(np.float32)
+    batch = {
+        "attention_mask": np.array([[1] * 6, [1] * 4 + [0] * 2, [0] * 6]),  # the last is padding
+        "start": np.array([2, 0, 0]),
+        "end": np.array([4, 0, 0]),
+        "weights": np.array([1, 1, 0], np.float32),
+        "truncated": np.array([0, 1, 0], np.float32),
+    }
+    functions = ModelFunctions(
+        lambda *_: HiddenStates(None), unembedding=None, head=lambda *_: jnp.asarray(logits)
+    )
+    terms = QuestionAnswering().terms(functions, {}, batch, {})
+    rows = [logits[0].astype(np.float64), logits[1, :4].astype(np.float64)]
+    nll = [np.log(np.exp(row).sum(axis=0)) - row[place, [0, 1]]
+           for row, place in zip(rows, ([2, 4], [0, 0]), strict=True)]  # fmt: skip
+    best = np.array([row.argmax(axis=0) for row in rows])
+    total, weight, coefficient = terms.losses["answer"]
+    assert float(total) == pytest.approx(np.mean(nll, axis=1).sum(), rel=1e-6)
+    assert (float(weight), coefficient) == (2.0, 1.0)
+    assert [float(terms.metrics[name][0]) for name in ("start_accuracy", "end_accuracy")] == [
+        (best[:, 0] == [2, 0]).sum(), (best[:, 1] == [4, 0]).sum(),
+    ]  # fmt: skip
+    assert terms.metrics["truncated"] == (1.0, 2.0)
+
+
 def test_a_store_with_other_labels_is_refused(kind, prepared):
     for other, objective in OBJECTIVES.items():
         if other != kind:
