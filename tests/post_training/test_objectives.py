@@ -1,14 +1,18 @@
 """Losses over conversations: constants, and what may not change them."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flax_transformers as ft
 from flax_transformers.errors import UserError
+from flax_transformers.models.outputs import HiddenStates
+from flax_transformers.objectives.base import ModelFunctions
 from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.post_training.preference import DirectPreference, log_probs
 from flax_transformers.post_training.reward_model import RewardModel
@@ -169,6 +173,92 @@ def test_the_divergence_of_dpo_is_the_mean_log_ratio_of_the_reference_to_the_mod
     batch["reference"] = found + np.array([[1.0, 2.0], [-0.5, 4.0]], np.float32)
     total, count = metric_sums(objective, network, params, batch)["kl"]
     assert float(total / count) == pytest.approx((1.0 + 2.0 - 0.5 + 4.0) / 4, rel=1e-5)
+
+
+PREFERRED = np.zeros((2, 3, 3), np.float32)
+PREFERRED[0, 2, 0] = 1
+PREFERRED[1, 0, 1] = PREFERRED[1, 0, 2] = 0.5
+ROW, FIRST, SECOND = PREFERRED.nonzero()
+BETTER, WORSE, WEIGHTS = (ROW, FIRST), (ROW, SECOND), PREFERRED[PREFERRED > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(DirectPreference):
+    """The log-probabilities and lengths of sequences are those of the parameters."""
+
+    def log_probs(self, model, params, batch, rngs):
+        return params
+
+
+def log_sigmoid(x):
+    return -np.log1p(np.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        ({}, lambda d: -log_sigmoid(0.3 * d)),
+        (
+            {"label_smoothing": 0.2},
+            lambda d: -0.8 * log_sigmoid(0.3 * d) - 0.2 * log_sigmoid(-0.3 * d),
+        ),
+        ({"loss": "hinge"}, lambda d: np.maximum(0, 1 - 0.3 * d)),
+        ({"loss": "ipo"}, lambda d: (d - 1 / 0.6) ** 2),
+    ],
+)
+def test_the_losses_of_preferences_are_those_of_the_formulas(settings, loss):
+    log_probs = np.array([[-9.0, -7.0, -4.0], [-8.0, -3.0, -6.0]], np.float32)
+    reference = np.array([[-7.0, -1.0, -6.0], [-7.0, -4.0, -2.0]], np.float32)
+    lengths = np.array([[4.0, 2.0, 5.0], [2.0, 8.0, 1.0]], np.float32)
+    terms = Given(beta=0.3, completions=3, **settings).terms(
+        None,
+        (jnp.asarray(log_probs), jnp.asarray(lengths)),
+        {"preferred": PREFERRED, "reference": reference},
+        {},
+    )
+    ratio = (log_probs - reference).astype(np.float64)
+    per = ratio / lengths if settings.get("loss") == "ipo" else ratio
+    each = loss(per[BETTER] - per[WORSE])
+    total, weight, coefficient = terms.losses["preference"]
+    assert float(total) == pytest.approx(WEIGHTS @ each, rel=1e-5)
+    assert (float(weight), coefficient) == (2.0, 1.0)
+    means = {name: float(value / count) for name, (value, count) in terms.metrics.items()}
+    assert means == {
+        "loss": pytest.approx(WEIGHTS @ each / 2, rel=1e-5),
+        "accuracy": WEIGHTS @ (ratio[BETTER] > ratio[WORSE]) / 2,
+        "margin": pytest.approx(0.3 * WEIGHTS @ (ratio[BETTER] - ratio[WORSE]) / 2, rel=1e-5),
+        "kl": pytest.approx(-WEIGHTS @ (ratio[BETTER] + ratio[WORSE]) / 4, rel=1e-5),
+        "reward_chosen": pytest.approx(0.3 * WEIGHTS @ ratio[BETTER] / 2, rel=1e-5),
+        "reward_rejected": pytest.approx(0.3 * WEIGHTS @ ratio[WORSE] / 2, rel=1e-5),
+        "log_prob_chosen": WEIGHTS @ log_probs[BETTER] / 2,
+        "log_prob_rejected": WEIGHTS @ log_probs[WORSE] / 2,
+    }
+
+
+def test_the_loss_of_rewards_is_that_of_the_formula():
+    rewards = np.array([[0.5, 9.0, 1.0], [-1.0, 0.25, 2.0]], np.float32)
+    margins = PREFERRED * np.float32(0.75)
+    ends = np.array([[2, 0, 5], [1, 3, 4]])
+    hidden = np.full((2, 6, 1), 50.0, np.float32)
+    np.put_along_axis(hidden, np.maximum(ends - 1, 0)[..., None], rewards[..., None], axis=1)
+    hidden[0, 0] = 50.0  # of no sequence
+    functions = ModelFunctions(
+        lambda *_: HiddenStates(jnp.asarray(hidden)), None, lambda *given: given[3][:, 0]
+    )
+    batch = {
+        "preferred": PREFERRED, "margins": margins, "ends": ends,
+        "input_ids": np.ones((2, 6), np.int32),
+    }  # fmt: skip
+    terms = RewardModel(completions=3, centering=0.01).terms(functions, {}, batch, {})
+    better, worse = rewards[BETTER].astype(np.float64), rewards[WORSE].astype(np.float64)
+    loss = WEIGHTS @ -log_sigmoid(better - worse - margins[PREFERRED > 0])
+    found = {name: (float(s), float(w), c) for name, (s, w, c) in terms.losses.items()}
+    assert found == {
+        "reward": (pytest.approx(loss, rel=1e-5), 2.0, 1.0),
+        "centering": (pytest.approx(WEIGHTS @ (better + worse) ** 2, rel=1e-5), 2.0, 0.01),
+    }
+    assert terms.metrics["accuracy"] == (1.0, 2.0)
+    assert terms.metrics["reward"] == (rewards[ends > 0].sum(), 5.0)
 
 
 def test_a_reward_is_one_number():

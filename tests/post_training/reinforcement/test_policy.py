@@ -82,6 +82,9 @@ def test_advantages_compare_the_completions_of_one_prompt():
     np.testing.assert_allclose(found, [2 / 3 / std, -1 / 3 / std, -1 / 3 / std, 0, 0, 0], rtol=1e-6)
     none = objective(group_size=3, scale_rewards="none").advantages(rewards, {})["advantages"]
     np.testing.assert_allclose(none, [2 / 3, -1 / 3, -1 / 3, 0, 0, 0], rtol=1e-6)
+    batch = objective(group_size=3, scale_rewards="batch").advantages(rewards, {})["advantages"]
+    std = np.std(rewards, ddof=1) + 1e-4  # of all rewards, not of the centred ones
+    np.testing.assert_allclose(batch, none / std, rtol=1e-6)
 
 
 @pytest.mark.slow
