@@ -66,8 +66,15 @@ def test_an_image_that_is_not_mixed_keeps_its_label_and_pixels():
     assert row["labels"].tolist() == [4, 4] and row["label_weights"].tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("how", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
-def test_shares_add_up_to_one_and_are_those_of_the_pixels(how):
+@pytest.mark.parametrize(
+    ("how", "low", "high"),  # bounds of the number of rectangles
+    [
+        ({"mixup": 0.8}, 0, 5),
+        ({"cutmix": 1.0}, 60, 60),
+        ({"mixup": 0.8, "cutmix": 1.0}, 15, 45),
+    ],
+)
+def test_shares_add_up_to_one_and_are_those_of_the_pixels(how, low, high):
     other = {"other_image": image(0), "other_label": np.int32(1)}
     seen = []
     for seed in range(60):
@@ -77,7 +84,7 @@ def test_shares_add_up_to_one_and_are_those_of_the_pixels(how):
         assert share + rest == pytest.approx(1.0, abs=1e-7) and 0 <= share <= 1
         assert row["pixel_values"].mean() / 200 == pytest.approx(share, abs=0.51 / 200)
         seen.append(np.isin(row["pixel_values"], [0, 200]).all())  # a rectangle, nothing in between
-    assert sum(seen) == 60 if "mixup" not in how else sum(seen) < 45
+    assert low <= sum(seen) <= high
 
 
 def test_mixing_is_done_to_half_of_the_images_each_way_and_shares_follow_their_distribution():

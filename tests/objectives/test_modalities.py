@@ -23,6 +23,7 @@ from flax_transformers.families.multimodal_mae import (
     PointModality,
 )
 from flax_transformers.objectives.base import ModelFunctions, Vocabulary
+from flax_transformers.objectives.masked_image import mask_noise
 from flax_transformers.objectives.modalities import MaskedModalities, ModalityClassification
 from flax_transformers.optim.optimizers import AdamW
 from flax_transformers.optim.schedules import Schedule
@@ -34,13 +35,13 @@ TOKENS = {"a": 4, "b": 10}
 
 
 def head(name, params, rngs, *arrays, modality):
-    """A model whose errors are its inputs, and which masks half of the tokens."""
+    """A model whose errors are its inputs, and which masks three quarters of the tokens."""
     if name == "num_tokens":
         return TOKENS[modality]
     values, noise = arrays
     assert noise.shape == (len(values), TOKENS[modality])
     rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
-    return values, (rank >= TOKENS[modality] // 2).astype(jnp.float32)
+    return values, (rank >= TOKENS[modality] // 4).astype(jnp.float32)
 
 
 MODEL = ModelFunctions(lambda *_: None, lambda *_: None, head)
@@ -60,11 +61,14 @@ def test_each_modality_has_the_mean_over_its_own_masked_tokens():
     found = OBJECTIVE.terms(MODEL, {}, rows, {})
     for index, name in enumerate("ab"):
         total, count, factor = found.losses[name]
-        assert (count, factor) == (6 * TOKENS[name] // 2, (1.0, 0.5)[index])
+        assert (count, factor) == (6 * {"a": 3, "b": 8}[name], (1.0, 0.5)[index])
+        noise = mask_noise(rows["mask_keys"][:, index], TOKENS[name])
+        errors, masked = head("masked_errors", {}, {}, rows[name], noise, modality=name)
+        assert float(total) == pytest.approx(np.sum(errors * np.asarray(masked)), rel=1e-6)
         alone = MaskedModalities(modalities=(name,))
         keys = rows["mask_keys"][:, index : index + 1]
         [[same, _, _]] = alone.terms(MODEL, {}, rows | {"mask_keys": keys}, {}).losses.values()
-        assert total == same and 0 < total < rows[name].sum()
+        assert total == same
     means = {name: float(total / count) for name, (total, count) in found.metrics.items()}
     assert means["loss"] == pytest.approx(means["loss_a"] + 0.5 * means["loss_b"], rel=1e-6)
 
