@@ -123,6 +123,22 @@ def test_the_loop_ends_when_all_rows_have_ended():
     assert count_from([1], [3], 9)[1] == 2
 
 
+def test_each_token_is_drawn_by_a_number_of_its_own():
+    length, size = 6, 1000
+    limits = TextLimits(Endings.of((), 0), jnp.int32(length))
+    choice, rules = Sampling(temperature=1.0), Rules(limits, jax.random.key(0), size)
+    prompt, logits = jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 1, size))
+
+    @jax.jit
+    def run():
+        state = choice.start(logits[:, 0], History.of(prompt, prompt + 1, length), rules)
+        step = lambda ids, positions, ancestors, cache: (logits, cache)  # noqa: E731
+        state, _ = advance(step, state, (), choice, rules, limits.max_new_tokens)
+        return choice.result(state)[:, 1:]
+
+    assert len(np.unique(run())) > length  # of 12; of fewer numbers, some rows or columns are equal
+
+
 LOGITS = jnp.log(jnp.array([[0.05, 0.4, 0.1, 0.3, 0.15]]))
 
 

@@ -29,6 +29,7 @@ from flax_transformers.training.step import (
     make_train_step,
     model_functions,
     module_norms,
+    real_tokens,
     total_loss,
 )
 
@@ -260,6 +261,29 @@ def test_a_micro_batch_takes_every_kth_row():
     # The marks are row numbers modulo 4: each micro-batch has both rows of one mark.
     assert [report.sums[f"noise_{k}"][1] for k in range(4)] == [2, 2, 2, 2]
     assert len(set(noise(2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens"),
+    [
+        ({"input_ids": np.zeros((2, 4))}, 8),
+        ({"input_ids": np.ones((2, 4)), "attention_mask": np.eye(2, 4)}, 2),
+        ({"input_ids": np.ones((1, 4)), "segment_ids": np.array([[1, 2, 2, 0]])}, 3),
+        (
+            {
+                "input_ids": np.ones((1, 4)),
+                "attention_mask": np.array([[1, 1, 0, 0]]),
+                "decoder_input_ids": np.zeros((1, 5)),
+                "decoder_attention_mask": np.array([[1, 1, 1, 0, 0]]),
+            },
+            5,
+        ),
+        ({"pixel_values": np.ones((2, 3, 4, 4))}, None),
+    ],
+)
+def test_tokens_are_those_of_encoder_and_decoder_without_padding(batch, tokens):
+    found = real_tokens(batch)
+    assert found is None if tokens is None else int(found) == tokens
 
 
 def test_the_evaluation_step_draws_nothing_and_gives_sums():
