@@ -123,6 +123,7 @@ def test_the_loop_ends_when_all_rows_have_ended():
     assert count_from([1], [3], 9)[1] == 2
 
 
+@pytest.mark.slow
 def test_each_token_is_drawn_by_a_number_of_its_own():
     length, size = 6, 1000
     limits = TextLimits(Endings.of((), 0), jnp.int32(length))

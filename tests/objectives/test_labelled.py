@@ -205,6 +205,7 @@ def test_halves_of_a_batch_add_up_to_the_whole_and_empty_examples_have_no_weight
     assert whole["loss"][1] == real["weights"].sum() > 0
 
 
+@pytest.mark.slow
 def test_the_loss_of_answers_is_of_their_first_and_last_tokens():
     logits = np.random.default_rng(0).normal(size=(3, 6, 2)).astype(np.float32)
     batch = {

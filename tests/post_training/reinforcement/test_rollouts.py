@@ -13,6 +13,7 @@ from flax_transformers.checkpointing.manager import find_checkpoint, restore_par
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.sources.pairs import PairSource
+from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.tasks import evaluators
@@ -293,6 +294,25 @@ def test_completions_end_where_the_chat_template_ends_an_answer(template, length
     assert found.ids[0].tolist() == sampled[0][:length] and found.ended.all()
     fails = template is not None and ("raise" in template or template == "{% if")
     assert ("do not end at the end of a turn" in caplog.text) == fails
+
+
+def test_each_batch_of_a_rollout_is_sampled_by_a_key_of_its_own():
+    tokenizer, seen = ByteTokenizer(), []
+
+    class Noted(Sampler):
+        def _tokens(self, params, prompts, sampling, key):
+            seen.append((jax.random.key_data(key).tolist(), [one.text for one in prompts]))
+            return np.full((2, 3), 5)
+
+    sampler = Noted(
+        build_model(config_for().model), None, tokenizer, tokenizer.vocabulary,
+        rows=2, prompt_length=4, completion_length=3,
+    )  # fmt: skip
+    prompts = [Prompt(np.array([1]), text, {}) for text in "abc"]
+    found = sampler(None, prompts, None, jax.random.key(0))
+    assert len(found.ids) == len(found.texts) == 3
+    (first, texts), (second, rest) = seen
+    assert (texts, rest) == (["a", "b"], ["c", "c"]) and first != second
 
 
 def test_a_prompt_that_is_too_long_is_reported(tmp_path):
