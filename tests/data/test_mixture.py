@@ -68,6 +68,13 @@ def test_what_was_consumed_is_what_the_stream_gave():
     assert examples.consumed(position) == {name: cycle[name] + counts[name] for name in counts}
 
 
+def test_parts_of_equal_length_have_different_orders():
+    examples = mixed(30, 30, weights=(0.5, 0.5))
+    ids = joined(take(stream(examples, batch_size=60), 1))["example_id"]
+    one, other = ids[ids < 30], ids[ids >= 30] - 30
+    assert sorted(one) == sorted(other) == list(range(30)) and (one != other).any()
+
+
 def test_a_part_goes_on_with_its_examples_when_the_order_of_parts_repeats():
     examples = mixed(10, 40, weights=(0.3, 0.7))
     for position in (5, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, (3 << 16) + 5):

@@ -309,6 +309,7 @@ def test_rows_that_fill_up_the_last_evaluation_batch_are_zeros():
 def test_evaluation_draws_the_same_random_numbers_at_any_batch_size():
     small, large = joined(evaluate(6, 2)[0]), joined(evaluate(6, 3)[0])
     assert_equal(small, large)
+    assert len(np.unique(small["tags"])) == small["tags"].size  # those of each example are others
 
 
 def test_evaluation_shares_no_random_numbers_with_training():
