@@ -60,19 +60,19 @@ TABLE = np.log(
 """Log-probabilities of the next token, by the last one; 0 ends a text."""
 
 
-def search(choice, length=6, eos=(0,)):
-    """The new tokens of one row, of which each depends on the one before, by ``TABLE``."""
+def search(choice, length=6, eos=(0,), table=TABLE, prompts=(0,)):
+    """The new tokens of the first row, of which each depends on the one before, by ``table``."""
     limits = TextLimits(Endings(jnp.array(eos, jnp.int32), jnp.int32(0)), jnp.int32(length))
-    rules = Rules(limits, jax.random.key(0), 4)
-    prompt = jnp.zeros((1, 1), jnp.int32)
+    rules = Rules(limits, jax.random.key(0), len(table))
+    prompt = jnp.array(prompts, jnp.int32)[:, None]
 
     def step(ids, positions, ancestors, cache):
-        return jnp.asarray(TABLE)[ids], cache
+        return jnp.asarray(table)[ids], cache
 
     @jax.jit
     def run():
-        history = History.of(prompt, prompt + 1, length)
-        state = choice.start(jnp.asarray(TABLE)[:1], history, rules)
+        history = History.of(prompt, jnp.ones_like(prompt), length)
+        state = choice.start(jnp.asarray(table)[prompt[:, 0]], history, rules)
         state, _ = advance(step, state, (), choice, rules, limits.max_new_tokens)
         return choice.result(state)[0, 1:], state
 
@@ -110,6 +110,28 @@ def test_early_stopping_ends_with_as_many_texts_as_beams():
         for early in (True, False, "never")
     }
     assert steps[True] < steps["never"] and steps[True] <= steps[False] <= steps["never"]
+
+
+@pytest.mark.slow
+def test_as_many_beams_go_on_where_a_text_can_end_in_several_ways():
+    table = np.tile(np.float32([0.3, 0.3, 0.3, 0.06, 0.04]), (5, 1))
+    table[4] = 0.96, 0.01, 0.01, 0.01, 0.01
+    longest = Beams(num_beams=2, length_penalty=4.0, early_stopping="never")
+    tokens, _ = search(longest, length=2, eos=(0, 1, 2), table=np.log(table))
+    assert tokens == [4, 0]  # through the second best token of those that end nothing
+
+
+@pytest.mark.slow
+def test_a_row_that_early_stopping_has_ended_gets_no_text_that_ends_later():
+    table = np.full((7, 7), 0.005, np.float32)
+    table[0, [0, 2, 3]] = 0.5, 0.4, 0.06
+    table[2, [0, 4]] = 0.44, 0.54
+    table[4, 0] = 0.97  # [2, 4, 0] would be better than [2, 0] by its length
+    table[5:, [6, 5]] = 0.6, 0.3  # after which nothing ends
+    choice = Beams(num_beams=2, length_penalty=4.0, early_stopping=True)
+    tokens, state = search(choice, length=4, table=np.log(table), prompts=(0, 5))
+    assert int(state.history.written) == 4
+    assert tokens == search(choice, length=4, table=np.log(table))[0] == [2, 0, 0, 0]
 
 
 def test_one_beam_is_refused():
