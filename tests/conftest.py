@@ -116,6 +116,7 @@ def compiled_once() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests of several processes wait now and then."""
     return (os.cpu_count() or 1) + 1
