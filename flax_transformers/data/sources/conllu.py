@@ -48,7 +48,8 @@ class TaggedSource(Source):
     )
 
     label_kind: ClassVar[LabelKind] = "tags"
-    store_version: ClassVar[int] = 2  # 1: a comment with a tab made its sentence invalid
+    store_version: ClassVar[int] = 3
+    """1: a comment with a tab made its sentence invalid. 2: of bytes, tags were at spaces."""
 
     def parts(self, *, tagged: bool = True) -> Iterator[Part]:
         """See `Source`. Unless ``tagged``, tags are not read, and may be missing."""

@@ -117,8 +117,10 @@ class ByteTokenizer(Tokenizer):
         ]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """Adds a space between words, where ByT5 in Hugging Face adds nothing."""
-        return encode_apart(self, [spaced(words) for words in sentences])
+        """Adds a space after each word but the last, where ByT5 in Hugging Face adds nothing. A
+        word has its tag at its first byte, which must not be a space."""
+        texts = [[f"{word} " for word in words[:-1]] + list(words[-1:]) for words in sentences]
+        return encode_apart(self, texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         ordinary = (i - self.OFFSET for i in map(int, ids) if i not in self.names)
