@@ -61,6 +61,8 @@ NEW_IN_A_RUN = frozenset(
 )
 """Fields of a model in which a run may differ from the weights it starts from: heads are new then,
 and positions resized."""
+_BEGIN_AND_END = frozenset({"bos_id", "eos_ids"})
+"""Fields that do not change the outputs of the layers of a model that writes text."""
 
 
 def load_pretrained(
@@ -199,11 +201,19 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def initial_model(
-    path: str | os.PathLike[str], config: TransformerConfig, given: Collection[str] = ()
+    path: str | os.PathLike[str],
+    config: TransformerConfig,
+    given: Collection[str] = (),
+    *,
+    resumes: bool = False,
 ) -> TransformerConfig:
     """The model of a run that starts from the weights in ``path``: described there, and by
     ``config`` only in its heads, its image size, what matters in training alone and the generation
     settings that it has.
+
+    A new run that writes text also has the begin and end ids that are ``given``, and the end ids of
+    a ``config`` that adds some to those of the weights, such as the end of a turn. Generation
+    ends at them too. One that ``resumes`` keeps its own.
 
     A log line names the fields in which the two differ. Raises UserError if ``path`` holds another
     family, or contradicts one of the fields that the user has ``given`` on the command line. Reads
@@ -223,13 +233,28 @@ def initial_model(
             f"{config.architecture}; choose weights of that family, or make the config's model a "
             f"{type(found).__name__}"
         )
-    return _combined(found, config, given, place)
+    ids = frozenset() if resumes else _begin_and_end_of_run(found, config, given)
+    return _combined(found, config, given, place, ids)
+
+
+def _begin_and_end_of_run(
+    found: TransformerConfig, config: TransformerConfig, given: Collection[str]
+) -> frozenset[str]:
+    """The fields of begin and end ids that a new run has from ``config``."""
+    if not generation_settings.writes_text(config):
+        return frozenset()
+    theirs, ours = (set(getattr(one, "eos_ids", ())) for one in (found, config))
+    return _BEGIN_AND_END & {*given, *(["eos_ids"] if theirs and theirs < ours else [])}
 
 
 def _combined(
-    found: TransformerConfig, config: TransformerConfig, given: Collection[str], place: str
+    found: TransformerConfig,
+    config: TransformerConfig,
+    given: Collection[str],
+    place: str,
+    ids: frozenset[str],
 ) -> TransformerConfig:
-    own = ONLY_IN_TRAINING | NEW_IN_A_RUN
+    own = ONLY_IN_TRAINING | NEW_IN_A_RUN | ids
     names = [field.name for field in dataclasses.fields(config) if field.name not in own]
     theirs = {name: getattr(found, name) for name in names if hasattr(found, name)}
     _check_given(theirs, config, given, place)
@@ -238,7 +263,11 @@ def _combined(
         fields = ", ".join(f"{name} {theirs[name]!r}" for name in shown[:8])
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         log.info("the model is that of %s, not the config's: %s%s", place, fields, more)
-    return _with_decoding(dataclasses.replace(config, **theirs), config, place)
+    model: Any = dataclasses.replace(config, **theirs)
+    if ids:
+        settings = generation_settings.with_begin_and_end(model.generation, model)
+        model = dataclasses.replace(model, generation=settings)
+    return _with_decoding(model, config, place)
 
 
 def evaluated_model(
@@ -294,6 +323,7 @@ def _with_decoding(
 def _require_same(found: TransformerConfig, config: TransformerConfig, place: str) -> None:
     """Raises UserError, naming the field, if the models differ in more than training."""
     ignored = ONLY_IN_TRAINING | BESIDE_THE_MODEL | NEW_IN_A_RUN
+    ignored |= _BEGIN_AND_END if generation_settings.writes_text(config) else frozenset()
     for field in dataclasses.fields(config):
         theirs, ours = (getattr(c, field.name, None) for c in (found, config))
         if theirs != ours and field.name not in ignored:

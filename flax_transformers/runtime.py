@@ -265,8 +265,10 @@ def with_initial_model(
     """
     if config.init_from is None:
         return config
-    source = workdir if workdir is not None and has_checkpoint(workdir) else config.init_from
-    model = pretrained.initial_model(source, config.model, given_fields(overrides))
+    resumes = workdir is not None and has_checkpoint(workdir)
+    source = workdir if workdir is not None and resumes else config.init_from
+    given = given_fields(overrides)
+    model = pretrained.initial_model(source, config.model, given, resumes=resumes)
     return with_model(config, model, f"--init-from {config.init_from}")
 
 

@@ -14,6 +14,7 @@ import flax_transformers as ft
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import config_json
+from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.models.vision import change_image_size
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -134,6 +135,56 @@ def test_the_generation_settings_of_a_config_go_before_those_of_the_weights(capl
     assert "generation settings of the config over those of hf: num_beams 1" in caplog.text
     kept = evaluated_model(found, decoding(), set(), "hf")
     assert kept == evaluated_model(found, tiny_bert(), set(), "hf") == found
+
+
+BASE_IDS = dataclasses.replace(
+    tiny_architecture("LlamaForCausalLM"),
+    bos_id=5,
+    eos_ids=(6,),
+    generation=GenerationSettings(bos_token_id=5, eos_token_id=6, top_p=0.9),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a language model that ends its texts with id 6."""
+    ids = {name: getattr(BASE_IDS, name) for name in ("bos_id", "eos_ids", "generation")}
+    folder = tmp_path_factory.mktemp("base") / "hf"
+    ft.save_pretrained(folder, *drawn_model("LlamaForCausalLM", **ids))
+    return folder
+
+
+def test_a_run_ends_text_with_the_ids_of_its_recipe_that_extend_those_of_the_weights(base):
+    recipe = dataclasses.replace(BASE_IDS, eos_ids=(6, 9), generation=GenerationSettings())
+    model = initial_model(base, recipe)
+    assert (model.bos_id, model.eos_ids) == (5, (6, 9))
+    assert (model.generation.eos_ids, model.generation.top_p) == ((6, 9), 0.9)
+    assert settings_json(model, None)["eos_token_id"] == [6, 9]
+    assert config_json(model)["eos_token_id"] == [6, 9]
+    initial_parameters(base, model, make_mesh(MeshConfig()), seed=0)
+    for ids in ((9,), (), (9, 10)):  # of a recipe for another vocabulary
+        other = dataclasses.replace(recipe, bos_id=9, eos_ids=ids)
+        assert initial_model(base, other) == initial_model(base, BASE_IDS)
+
+
+def test_begin_and_end_ids_of_the_command_line_hold_for_a_run_from_weights(base):
+    config = dataclasses.replace(BASE_IDS, bos_id=8, eos_ids=(9,), generation=GenerationSettings())
+    model = initial_model(base, config, {"bos_id", "eos_ids"})
+    assert (model.bos_id, model.eos_ids) == (8, (9,))
+    assert (model.generation.bos_token_id, model.generation.eos_ids) == (8, (9, 6))
+    initial_parameters(base, model, make_mesh(MeshConfig()), seed=0)
+    own = dataclasses.replace(config, generation=GenerationSettings(eos_token_id=9))
+    assert initial_model(base, own, {"eos_ids", "generation"}).generation.eos_ids == (9,)
+
+
+@pytest.mark.slow
+def test_end_ids_that_change_the_output_of_a_head_are_those_of_the_weights(tmp_path):
+    model, params = drawn_model("BartForSequenceClassification", eos_ids=(2,))
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    config = dataclasses.replace(model.config, eos_ids=(2, 3))
+    assert initial_model(tmp_path / "hf", config).eos_ids == (2,)
+    with pytest.raises(UserError, match="--model.eos-ids asks for"):
+        initial_model(tmp_path / "hf", config, {"eos_ids"})
 
 
 def test_a_model_is_evaluated_with_no_other_field_of_the_command_line(wider):

@@ -24,7 +24,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.parallel import distributed
 from flax_transformers.storage.file_hashes import cache_root
-from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
+from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
 from tests.huggingface.tensors import drawn_model
 
@@ -59,6 +59,24 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_init_from_again(
     trained = dataclasses.replace(SMALLER, intermediate_size=24)
     write_step(workdir / "checkpoints" / "5", trained)
     assert runtime.with_initial_model(from_smaller, [], workdir).model == trained
+
+
+def test_a_resumed_run_keeps_the_end_ids_that_it_began_with(tmp_path):
+    model = dataclasses.replace(tiny_architecture("LlamaForCausalLM"), eos_ids=(6,))
+    initial = write_step(tmp_path / "other" / "checkpoints" / "7", model)
+    recipe = dataclasses.replace(model, eos_ids=(6, 9))
+    config = dataclasses.replace(
+        tiny_config("text.txt", "store"), model=recipe, init_from=str(initial)
+    )
+    workdir = tmp_path / "run"
+    assert runtime.with_initial_model(config, [], workdir).model == recipe
+    write_step(workdir / "checkpoints" / "5", model)
+    assert runtime.with_initial_model(config, [], workdir).model == model
+    given = ["--model.eos-ids", "6", "9"]
+    with pytest.raises(UserError, match="holds a model whose eos_ids is"):
+        runtime.with_initial_model(config, given, workdir)
+    write_step(workdir / "checkpoints" / "6", recipe)
+    assert runtime.with_initial_model(config, given, workdir).model == recipe
 
 
 def test_a_part_of_a_field_of_the_model_names_the_field():

@@ -90,6 +90,20 @@ def with_ids(settings: GenerationSettings, config: TransformerConfig) -> Generat
     return replace(settings, **missing)
 
 
+def with_begin_and_end(
+    settings: GenerationSettings, config: TransformerConfig
+) -> GenerationSettings:
+    """The settings, as far as they name such ids, with the begin id of ``config``, and its end ids
+    beside their own."""
+    begin, ends = getattr(config, "bos_id", None), tuple(getattr(config, "eos_ids", ()))
+    if settings.bos_token_id is not None and begin is not None:
+        settings = replace(settings, bos_token_id=begin)
+    if settings.eos_ids:
+        ends = tuple(dict.fromkeys((*ends, *settings.eos_ids)))
+        settings = replace(settings, eos_token_id=ends[0] if len(ends) == 1 else ends)
+    return settings
+
+
 def settings_json(
     config: TransformerConfig, beside: str | os.PathLike[str] | None
 ) -> dict[str, Any] | None:
