@@ -36,7 +36,7 @@ Turns = tuple[Message, ...] | str
 """Messages, or plain text that no template changes."""
 
 FIELDS = (
-    "messages", "conversations", "instruction", "input", "output", "history", "prompt",
+    "messages", "conversations", "instruction", "input", "output", "history", "prompt", "question",
     "completion", "completions", "scores", "chosen", "rejected", "margin", "system", "tools",
 )  # fmt: skip
 """Fields that are read of a record."""
@@ -87,7 +87,9 @@ class ConversationSource(Source):
       beginning, and ``margin`` if there is one
     - ``prompt``, ``completions`` and ``scores``: several answers and a number for each
 
-    A ``prompt`` that all answers repeat, as a text or as messages, is read once.
+    A ``prompt`` that all answers repeat, as a text or as messages, is read once. Answers without a
+    ``prompt`` are to the ``messages`` or ``conversations`` before them, to ``instruction``,
+    ``input`` and ``history``, or to ``question``: whatever the record has.
 
     ``system`` is the first message of records that have it, ``tools`` is for the template. A record
     in which no assistant says anything is invalid.
@@ -97,9 +99,10 @@ class ConversationSource(Source):
 
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".parquet")
     label_kind: ClassVar[LabelKind] = "spans"
-    store_version: ClassVar[int] = 3
+    store_version: ClassVar[int] = 4
     # 1: parts of a user's turn were learned with some templates
     # 2: plain texts that name the start token got a second one, turns of weight 0 were learned
+    # 3: answers without ``prompt`` had none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,7 +205,8 @@ def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
         if row.get(name) is not None:
             return (), (system + _messages(row[name], name, where),), ()
     if row.get("instruction") is not None:
-        return (), (system + _alpaca(row, where),), ()
+        answer: Message = {"role": "assistant", "content": _text(row, "output", where)}
+        return (), ((*system, *_alpaca(row, where), answer),), ()
     if row.get("prompt") is not None and row.get("completion") is not None:
         prompt = _either(row["prompt"], "prompt", where)
         completion = _either(row["completion"], "completion", where, "assistant")
@@ -217,8 +221,8 @@ def _turns(row: Mapping[str, Any], where: Where) -> Parsed:
 def _pair(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> Parsed:
     chosen = _either(row["chosen"], "chosen", where, "assistant")
     rejected = _either(row["rejected"], "rejected", where, "assistant")
-    if row.get("prompt") is not None:
-        given = _either(row["prompt"], "prompt", where)
+    given = _asked(row, (chosen, rejected), where)
+    if given is not None:
         prompt, (chosen, rejected) = _apart(given, (chosen, rejected))
     else:
         if isinstance(chosen, str) is not isinstance(rejected, str):
@@ -229,6 +233,66 @@ def _pair(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> 
         shared = max(shared, 0)
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     return (*_matching(prompt, (chosen, rejected), system, where), (1.0, 0.0))
+
+
+def _asked(row: Mapping[str, Any], answers: Sequence[Turns], where: Where) -> Turns | None:
+    """What answers are given to: ``prompt``, or what other shapes of records have in its place.
+
+    Empty if an empty ``prompt`` is all there is, and None without any, or if the answers are whole
+    conversations. Raises `Invalid` for several prompts, and where the answers may repeat theirs.
+    """
+    if row.get("prompt") not in (None, "", []):
+        return _either(row["prompt"], "prompt", where)
+    nothing = None if row.get("prompt") is None else ""
+    names = [name for name in ("messages", "conversations") if row.get(name)]
+    found = {name: _messages(row[name], name, where) for name in names}
+    if any(map(_is_whole, answers)):
+        for name, turns in found.items():
+            if not any(_begins_with(answer, turns) for answer in answers):
+                raise Invalid(
+                    where,
+                    f"has {name!r} with which its answers do not begin; leave one of them out",
+                )
+        return nothing
+    if row.get("instruction") or row.get("input"):
+        found["instruction"] = _alpaca(row, where)
+    if row.get("question"):
+        found["question"] = ({"role": "user", "content": _text(row, "question", where)},)
+    if not found:
+        return nothing
+    first, *others = found.values()
+    if any(turns != first for turns in others):
+        raise Invalid(
+            where, f"has a prompt in each of {', '.join(found)}; leave out all but one of them"
+        )
+    name = next(iter(found))
+    if first[-1]["role"] == "assistant":
+        raise Invalid(
+            where, f"has answers beside an answer in {name!r}; end that with the question"
+        )
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    shared = common_prefix(min(texts), max(texts)) if len(texts) == len(answers) else 0
+    question = _text_of(first[-1]).strip()
+    if question and shared and question in texts[0][:shared]:
+        raise Invalid(
+            where,
+            f"has answers that all repeat {name!r}; leave that out, or rename it to 'prompt' if it "
+            "precedes them",
+        )
+    return first
+
+
+def _is_whole(answer: Turns) -> bool:
+    """Whether an answer is a conversation from its beginning."""
+    if isinstance(answer, str):
+        return False
+    return next((one["role"] for one in answer if one["role"] != "system"), "") == "user"
+
+
+def _begins_with(answer: Turns, turns: Sequence[Message]) -> bool:
+    """Whether an answer begins with turns, of which the last may be another answer."""
+    count = min(len(turns), len(answer) - 1)
+    return tuple(answer[:count]) == tuple(turns[:count])
 
 
 def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> Parsed:
@@ -244,7 +308,7 @@ def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -
         raise Invalid(where, "has a score that is not a finite number")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     turns = tuple(_either(answers[i], "completions", where, "assistant") for i in order)
-    prompt, turns = _apart(_either(row.get("prompt") or "", "prompt", where), turns)
+    prompt, turns = _apart(_asked(row, turns, where) or "", turns)
     return (*_matching(prompt, turns, system, where), tuple(float(scores[i]) for i in order))
 
 
@@ -331,16 +395,19 @@ def _message(one: Any, name: str, where: Where, role: str) -> Message:
 
 
 def _alpaca(row: Mapping[str, Any], where: Where) -> tuple[Message, ...]:
+    """The history and the instruction with its input, without the answer."""
     pairs = row.get("history") or []
     if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
         raise Invalid(where, "has a history that is not a list of pairs of texts")
-    asked = (_text(row, name, where) for name in ("instruction", "input"))
-    pairs = [*pairs, ("\n\n".join(filter(None, asked)), _text(row, "output", where))]
-    return tuple(
+    asked = "\n\n".join(
+        filter(None, (_text(row, name, where) for name in ("instruction", "input")))
+    )
+    before: tuple[Message, ...] = tuple(
         {"role": role, "content": content}
         for pair in pairs
         for role, content in zip(("user", "assistant"), pair, strict=True)
     )
+    return (*before, {"role": "user", "content": asked})
 
 
 def _is_pair(value: Any) -> bool:

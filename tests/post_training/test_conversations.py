@@ -93,6 +93,44 @@ def test_a_prompt_that_is_not_repeated_stays_before_the_answers():
     assert conversation({"prompt": "", **answers}).prompt == ()
 
 
+HUMAN = {"from": "human", "value": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"instruction": "Hi", "input": ""}, said("Hi")),
+        ({"instruction": "Add", "input": "1 2"}, said("Add\n\n1 2")),
+        ({"instruction": "Hi", "history": [["A", "B"]]}, said("A", "B", "Hi")),
+        ({"conversations": [HUMAN]}, said("Hi")),
+        ({"messages": [SYSTEM, *said("Hi")]}, (SYSTEM, *said("Hi"))),
+        ({"system": "", "question": "Hi"}, said("Hi")),
+        ({"system": "S", "question": "Hi"}, (SYSTEM, *said("Hi"))),
+        ({"question": "Hi", "messages": list(said("Hi")), "prompt": ""}, said("Hi")),
+    ],
+)
+def test_answers_are_to_the_prompt_of_every_shape_of_record(fields, expected):
+    good, bad = said("", "It is 4.")[1:], said("", "It is 5.")[1:]
+    for one, other in (
+        ("It is 4.", "It is 5."),
+        ({"from": "gpt", "value": "It is 4."}, {"from": "gpt", "value": "It is 5."}),
+        (list(good), list(bad)),
+    ):
+        for row in (
+            {"chosen": one, "rejected": other},
+            {"completions": [other, one], "scores": [1, 2]},
+        ):
+            found = conversation({**fields, **row})
+            assert (found.prompt, found.completions) == (expected, (good, bad))
+
+
+def test_answers_that_are_whole_conversations_have_their_prompt_themselves():
+    good, bad = list(said("Hi", "Hello")), list(said("Hi", "Go"))
+    for fields in ({"messages": good}, {"messages": good[:1]}, {"question": "Hi", "input": "x"}):
+        found = conversation({**fields, "chosen": good, "rejected": bad})
+        assert (found.prompt, found.completions[0]) == (said("Hi"), said("Hi", "Hello")[1:])
+
+
 def test_completions_are_ordered_by_their_scores():
     found = conversation({"prompt": "Hi", "completions": ["c", "a", "b"], "scores": [1, 3, 2]})
     assert (found.completions, found.scores) == (("a", "b", "c"), (3.0, 2.0, 1.0))
@@ -130,6 +168,26 @@ def test_values_of_parquet_files_are_bytes():
             "has plain texts, and a system message, which only messages can have",
         ),
         ({"prompt": "a", "completions": ["b"], "scores": [1]}, "1 completions and 1 scores"),
+        (
+            {"question": "a", "instruction": "b", "chosen": "c", "rejected": "d"},
+            "has a prompt in each of instruction, question; leave out all but one",
+        ),
+        (
+            {"messages": list(said("a", "b")), "chosen": "c", "rejected": "d"},
+            "has answers beside an answer in 'messages'; end that with the question",
+        ),
+        (
+            {"question": "a?", "chosen": "Q: a? A: b", "rejected": "Q: a? A: c"},
+            "has answers that all repeat 'question'; leave that out, or rename it",
+        ),
+        (
+            {
+                "messages": list(said("a", "b")),
+                "chosen": [*said("c", "d")],
+                "rejected": [*said("c", "e")],
+            },
+            "has 'messages' with which its answers do not begin",
+        ),
         (
             {"prompt": "a", "completions": ["b", "c"], "scores": [1, "x"]},
             "score that is not a finite number",
