@@ -44,7 +44,9 @@ _EMBEDDED = 4000  # generated records
 _DIGITS = (1, 5)  # fewest and most digits of a generated problem
 _ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-    "bard": "assistant", "model": "assistant", "function_response": "tool", "observation": "tool",
+    "bard": "assistant", "model": "assistant", "function_call": "assistant",
+    "tool_call": "assistant", "function_response": "tool", "tool_response": "tool",
+    "observation": "tool",
 }  # fmt: skip
 
 
@@ -102,7 +104,7 @@ class ConversationSource(Source):
     store_version: ClassVar[int] = 4
     # 1: parts of a user's turn were learned with some templates
     # 2: plain texts that name the start token got a second one, turns of weight 0 were learned
-    # 3: answers without ``prompt`` had none
+    # 3: answers without ``prompt`` had none, and calls of functions were no turns of an assistant
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -131,6 +131,14 @@ def test_answers_that_are_whole_conversations_have_their_prompt_themselves():
         assert (found.prompt, found.completions[0]) == (said("Hi"), said("Hi", "Hello")[1:])
 
 
+def test_calls_of_functions_are_turns_of_an_assistant():
+    roles = ("human", "function_call", "observation", "gpt", "tool_call", "tool_response")
+    turns = [{"from": role, "value": "x"} for role in roles]
+    (found,) = conversation({"conversations": turns}).completions
+    expected = ["user", "assistant", "tool", "assistant", "assistant", "tool"]
+    assert [one["role"] for one in found] == expected
+
+
 def test_completions_are_ordered_by_their_scores():
     found = conversation({"prompt": "Hi", "completions": ["c", "a", "b"], "scores": [1, 3, 2]})
     assert (found.completions, found.scores) == (("a", "b", "c"), (3.0, 2.0, 1.0))
