@@ -38,7 +38,8 @@ class DirectPreference(Comparisons):
     - "ipo": ``(d - 1 / (2 beta)) ** 2`` with log-ratios per token (arXiv:2310.12036)
 
     The reference's log-probabilities are computed once, before the first step, and stored beside
-    the prepared data. All pairs of completions of one prompt together count as one.
+    the prepared data. All pairs of completions of one prompt together count as one. Dropout is off,
+    as in the authors' code: ratios to the reference would be those of its masks.
     """
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("segment_ids",), causal=True)
@@ -88,11 +89,9 @@ class DirectPreference(Comparisons):
 
         return with_reference(self, config, prepared, weights, workdir)
 
-    def log_probs(
-        self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs
-    ) -> tuple[Array, Array]:
+    def log_probs(self, model: ModelFunctions, params: Params, batch: Batch) -> tuple[Array, Array]:
         """See the function `log_probs`."""
-        return log_probs(model, params, batch, rngs, self.max_logits)
+        return log_probs(model, params, batch, self.max_logits)
 
     def terms(self, model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> LossTerms:
         """The loss "preference". Metrics of pairs: "loss", "accuracy", "margin", and of the better
@@ -103,7 +102,7 @@ class DirectPreference(Comparisons):
         import jax  # not at the top: data workers must not import jax
         import jax.numpy as jnp
 
-        log_prob_BS, length_BS = self.log_probs(model, params, batch, rngs)
+        log_prob_BS, length_BS = self.log_probs(model, params, batch)
         ratio_BS = log_prob_BS - batch["reference"]
         weight_BSS = batch["preferred"]
         per_BS = ratio_BS / jnp.maximum(length_BS, 1.0) if self.loss == "ipo" else ratio_BS
@@ -137,17 +136,17 @@ class DirectPreference(Comparisons):
 
 
 def log_probs(
-    model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs, max_logits: int = MAX_LOGITS
+    model: ModelFunctions, params: Params, batch: Batch, max_logits: int = MAX_LOGITS
 ) -> tuple[Array, Array]:
     """Log-probability, in nats, and number of the learned tokens of each sequence of a row.
 
-    Both are float32 [B, S]; 0 where there is no sequence.
+    Both are float32 [B, S], without dropout; 0 where there is no sequence.
     """
     import jax.numpy as jnp
 
     from flax_transformers.objectives.cross_entropy import lm_scores
 
-    hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
+    hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
     scores = lm_scores(model.unembedding(params, hidden_BTD), batch["labels"], max_logits)
     weight_BT = batch["label_weights"]
     number_11S = jnp.arange(1, batch["ends"].shape[1] + 1)[None, None]

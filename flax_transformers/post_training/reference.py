@@ -133,7 +133,7 @@ class _Pass:
         functions, objective = model_functions(model), self.objective
 
         def step(params: Any, batch: Any) -> jax.Array:
-            return objective.log_probs(functions, params, batch, {})[0]
+            return objective.log_probs(functions, params, batch)[0]
 
         sharding, examples = batch_sharding(mesh), ConversationExamples(store, spec)
         compiled = compiled_together(compile_evaluation_step(step, params, mesh))

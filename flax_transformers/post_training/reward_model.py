@@ -58,7 +58,8 @@ class RewardModel(Comparisons):
     The model has one label (``model.num_labels`` 1), whose logit at the last token is the reward.
     All pairs of completions of one prompt together count as one, as in InstructGPT
     (arXiv:2203.02155 section 3.5); pairs of equal scores do not count. Margins are those of the
-    data (arXiv:2307.09288 section 3.2.2).
+    data (arXiv:2307.09288 section 3.2.2). Dropout is off, whose noise would be part of the
+    differences.
     """
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("classify",), ("segment_ids",), causal=True)
@@ -85,7 +86,7 @@ class RewardModel(Comparisons):
         import jax  # not at the top: data workers must not import jax
         import jax.numpy as jnp
 
-        reward_BS = rewards(model, params, batch, rngs)
+        reward_BS = rewards(model, params, batch)
         weight_BSS = batch["preferred"]
         margin_BSS = reward_BS[:, :, None] - reward_BS[:, None, :]
         loss_BSS = -jax.nn.log_sigmoid(margin_BSS - batch["margins"])
@@ -108,19 +109,19 @@ class RewardModel(Comparisons):
         return LossTerms(losses, metrics)
 
 
-def rewards(model: ModelFunctions, params: Params, batch: Batch, rngs: Rngs) -> Array:
-    """The logit float32 [B, S] at the last token of each sequence of a row; where ``ends`` is 0 it
-    means nothing. Raises UserError for a model with more than one label."""
+def rewards(model: ModelFunctions, params: Params, batch: Batch) -> Array:
+    """The logit float32 [B, S] at the last token of each sequence of a row, without dropout; where
+    ``ends`` is 0 it means nothing. Raises UserError for a model with more than one label."""
     import jax.numpy as jnp
 
-    hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
+    hidden_BTD = model.hidden_states(params, batch, {}).last_hidden_state
     last_BS = jnp.maximum(batch["ends"] - 1, 0)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, last_BS[:, :, None], axis=1)
     ids_BS = jnp.take_along_axis(batch["input_ids"], last_BS, axis=1)
     # Each of these tokens is the last of a sequence: to the head, a sequence of its own.
     hidden_N1D = hidden_BSD.reshape(-1, 1, hidden_BSD.shape[-1])
     ids_N1 = ids_BS.reshape(-1, 1)
-    logits_NC = model.head("classify", params, rngs, hidden_N1D, ids_N1, jnp.ones_like(ids_N1))
+    logits_NC = model.head("classify", params, {}, hidden_N1D, ids_N1, jnp.ones_like(ids_N1))
     if logits_NC.shape[1] != 1:
         raise UserError(
             f"a reward is one number, but model.num_labels is {logits_NC.shape[1]}; set "

@@ -208,7 +208,7 @@ def test_direct_preference(place, settings, expected):
     batch = batch_of(place, objective, "pairs")
     model, params = ft.load_pretrained(place / "reference")
     with jax.default_matmul_precision("highest"):
-        batch["reference"] = log_probs(model_functions(model), params, batch, {})[0]
+        batch["reference"] = log_probs(model_functions(model), params, batch)[0]
     given = {"beta": 0.3, "reference": "reference", **expected}
     found, other = ours(place, objective, batch), theirs(place, "DPO", "pairs", **given)
     assert_equal(found, other, DPO)

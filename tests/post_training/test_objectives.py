@@ -17,6 +17,7 @@ from flax_transformers.parallel.mesh import MeshConfig
 from flax_transformers.post_training.preference import DirectPreference, log_probs
 from flax_transformers.post_training.reward_model import RewardModel
 from flax_transformers.post_training.supervised import SupervisedFineTuning
+from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.step import model_functions
 from tests.huggingface.tensors import drawn_model
 from tests.post_training.preferences import (
@@ -122,9 +123,9 @@ def test_the_mesh_does_not_change_the_loss(case, expected, name):
     assert_equal(scores(case[0], packed(case, 2), case[1], mesh=mesh), expected)
 
 
-def metric_sums(objective, network, params, batch):
+def metric_sums(objective, network, params, batch, rngs=None):
     functions = model_functions(network)
-    return jax.jit(lambda p: objective.terms(functions, p, batch, {}).metrics)(params)
+    return jax.jit(lambda p: objective.terms(functions, p, batch, rngs or {}).metrics)(params)
 
 
 def test_the_loss_of_a_head_of_zeros_is_ln_2():
@@ -147,7 +148,7 @@ def test_three_completions_of_a_prompt_weigh_as_much_as_two():
 
 def log_probs_of(network, params, batch):
     functions = model_functions(network)
-    return jax.jit(lambda p: log_probs(functions, p, batch, {})[0])(params)
+    return jax.jit(lambda p: log_probs(functions, p, batch)[0])(params)
 
 
 @pytest.mark.parametrize("loss", [{"loss": "sigmoid"}, {"loss": "sigmoid", "label_smoothing": 0.2}])
@@ -161,6 +162,25 @@ def test_the_first_loss_of_dpo_is_ln_2_with_margin_0(loss):
     means = {name: float(total / count) for name, (total, count) in sums.items()}
     assert means["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert means["margin"] == means["accuracy"] == means["kl"] == 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture"),
+    [(DirectPreference(), "LlamaForCausalLM"), (RewardModel(), REWARD)],
+)
+def test_preferences_are_learned_without_dropout(objective, architecture):
+    labels = {"num_labels": 1, "classifier_dropout": 0.1} if architecture == REWARD else {}
+    network, params = drawn_model(architecture, dropout=0.1, attention_dropout=0.1, **labels)
+    rng, rngs = np.random.default_rng(0), {"dropout": jax.random.key(0)}
+    pairs = [element(rng, 2) for _ in range(2)]
+    batch = batch_of(objective, [example([one], np.zeros(2, np.float32)) for one in pairs])
+    if architecture != REWARD:
+        batch["reference"] = log_probs_of(network, params, batch)
+    found = metric_sums(objective, network, params, batch, rngs)
+    assert_bit_equal(found, metric_sums(objective, network, params, batch))
+    if architecture != REWARD:
+        assert float(found["loss"][0] / found["loss"][1]) == pytest.approx(math.log(2), abs=1e-7)
+        assert float(found["margin"][0]) == 0
 
 
 def test_the_divergence_of_dpo_is_the_mean_log_ratio_of_the_reference_to_the_model():

@@ -123,7 +123,7 @@ def test_the_reference_is_the_trained_model_with_its_adapters_off(preference):
     row = objective.prepare(example, rng, prepared.vocabulary, 192)
     batch = {name: array[None] for name, array in row.items()}
     functions = model_functions(build_model(config.model, ComputeConfig()))
-    log_probs = jax.jit(lambda weights: objective.log_probs(functions, weights, batch, {})[0])
+    log_probs = jax.jit(lambda weights: objective.log_probs(functions, weights, batch)[0])
     off, on = map(log_probs, (base_of(params), merged(params, config.lora.scale)))
     np.testing.assert_allclose(off, batch["reference"], rtol=1e-5)
     assert np.abs(on - batch["reference"]).max() > 1e-3

@@ -122,4 +122,4 @@ class AnswerRewards:
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
         """``predicted`` float32 [B, 1]."""
-        return {"predicted": rewards(model, params, batch, {})}
+        return {"predicted": rewards(model, params, batch)}

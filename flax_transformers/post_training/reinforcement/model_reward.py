@@ -96,7 +96,7 @@ class _Model:
 
         def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             with nn.logical_axis_rules(RULES):
-                return rewards(functions, params, batch, {})[:, 0]
+                return rewards(functions, params, batch)[:, 0]
 
         placed = jax.tree.map(lambda leaf: leaf.sharding, params)
         self._score = jax.jit(
