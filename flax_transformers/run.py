@@ -18,7 +18,7 @@ from flax_transformers.export import Exporter
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
 from flax_transformers.parallel.watchdog import watchdog
-from flax_transformers.post_training.reinforcement.rollouts import batch_source
+from flax_transformers.post_training.reinforcement.rollouts import Scorers, batch_source
 from flax_transformers.storage.workdir import check_unused, check_writable, open_workdir
 from flax_transformers.training import loop, run_state
 from flax_transformers.training.callbacks import Callback
@@ -77,16 +77,19 @@ def train(
         if config.checkpoints.export_every is not None:
             exporter = Exporter(config, model, folder, run_state.tokenizer_files(config, prepared))
             callbacks = [*callbacks, exporter]
+    scorers: Scorers = {}
     outcome = loop.train_prepared(
         config,
         prepared,
         folder,
-        evaluators(config, prepared, model, folder, sets=sets),
+        evaluators(config, prepared, model, folder, sets=sets, scorers=scorers),
         runtime.initial_weights(config),
         profiling,
         callbacks,
         sinks,
-        taught_batches(load) if load else batch_source(config, runtime.initial_weights(config)),
+        taught_batches(load)
+        if load
+        else batch_source(config, runtime.initial_weights(config), scorers),
     )
     with watchdog.phase("evaluation"):  # plots and samples
         keep_baselines(config, prepared, folder, baselines, sets)

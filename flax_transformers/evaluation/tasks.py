@@ -7,7 +7,7 @@ An objective of the user's own may add one. Without an entry it has its own held
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ from flax_transformers.objectives.token_classification import TokenClassificatio
 from flax_transformers.objectives.videos import MaskedVideo, VideoClassification
 from flax_transformers.post_training.reinforcement.held_out_rewards import reward_evaluator
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
+from flax_transformers.post_training.reinforcement.rollouts import Scorers
 from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -74,6 +75,8 @@ class EvaluatedRun:
     """Name of the component, or of the evaluation set; empty for data without components."""
     report: ClassReport | None = None
     """Where scores of single classes go; None: they are not reported."""
+    scorers: Scorers = field(default_factory=dict)
+    """The rewards of a policy."""
 
     @property
     def predictions(self) -> epath.Path | None:
@@ -167,7 +170,7 @@ TASKS: dict[type, Task] = {
     MaskedVideo: Task(),
     VideoClassification: Task(),
     PolicyObjective: Task(
-        held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model)
+        held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model, run.scorers)
     ),
     ImageTextContrastive: Task(pair_baselines, _pairs),
 }
@@ -205,25 +208,31 @@ def evaluators(
     workdir: epath.Path | None,
     report: ClassReport | None = None,
     sets: Sets = (),
+    scorers: Scorers | None = None,
 ) -> list[Evaluator]:
     """Held-out scores of a run, and samples where there is a workdir to write them to; ``report``
-    gets the scores of single classes.
+    gets the scores of single classes. ``scorers``: of a run whose rollouts share its rewards.
 
     In a mixture each component has all scores of its own, such as "eval/bleu_NAME", and so has each
     of the evaluation ``sets``, such as "eval/NAME/bleu". Raises UserError for probes of other data
     than images with classes.
     """
     task = task_of(config.objective)
-    chosen = [task.held_out(EvaluatedRun(config, prepared, model, workdir))]
+    whole = EvaluatedRun(
+        config, prepared, model, workdir, scorers={} if scorers is None else scorers
+    )
+    chosen = [task.held_out(whole)]
     samples: list[tuple[str, Sample]] = []
     for name, part in _held_out_parts(prepared):
-        run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
+        of_part = report and report.of_part(name)
+        run = replace(whole, prepared=part, part=name, report=of_part)
         for evaluate in task.evaluators(run) if task.evaluators else ():
             chosen.append(_renamed(evaluate, partial(_of_part, name=name)))
         if task.sample is not None:
             samples.append((name, task.sample(run)))
     for name, part in sets:
-        run = EvaluatedRun(config, part, model, workdir, name, report and report.of_part(name))
+        of_part = report and report.of_part(name)
+        run = replace(whole, prepared=part, part=name, report=of_part)
         own = task.evaluators(run) if task.evaluators else []
         of_this = partial(of_set, name=name)
         chosen += [_renamed(one, of_this) for one in (task.held_out(run), *own)]

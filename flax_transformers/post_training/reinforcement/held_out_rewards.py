@@ -7,17 +7,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.parallel.rules import check_batch_size
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.post_training.reinforcement.rollouts import (
-    RewardScorer,
     Sampler,
+    Scorers,
     prompt_of,
     required_tokenizer,
+    scorer_on,
 )
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
@@ -25,16 +25,17 @@ from flax_transformers.training.config import TrainConfig
 GREEDY = Sampling()
 
 
-def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -> Evaluator:
+def reward_evaluator(
+    config: TrainConfig, prepared: Dataset, model: nn.Module, scorers: Scorers
+) -> Evaluator:
     """A function that scores greedy completions of the held-out prompts by the rewards of the
     objective: "eval/reward", "eval/NAME" of each reward, and properties of the completions.
 
-    Without held-out prompts it gives no scores.
+    Without held-out prompts it gives no scores. ``scorers``: those of the run.
     """
     objective = config.objective
     assert isinstance(objective, PolicyObjective)
     settings, samplers = objective.rollouts, dict[int, Sampler]()
-    scorers: dict[Mesh, RewardScorer] = {}  # a reward model is loaded once
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         length, size = snapshot.phase.sequence_length, config.evaluation.batch_size
@@ -63,9 +64,7 @@ def reward_evaluator(config: TrainConfig, prepared: Dataset, model: nn.Module) -
                 completion_length=settings.completion_length,
             )
         completions = samplers[length](snapshot.params, prompts, GREEDY, jax.random.key(0))
-        if snapshot.mesh not in scorers:
-            scorers[snapshot.mesh] = RewardScorer(settings.rewards, snapshot.mesh)
-        scorer = scorers[snapshot.mesh]
+        scorer = scorer_on(snapshot.mesh, settings.rewards, scorers)
         scores = scorer(prompts, completions.texts)
         found: dict[str, Any] = {
             "reward": scores @ scorer.weights,

@@ -257,22 +257,35 @@ class RewardScorer:
         return found
 
 
+Scorers = dict[Mesh, RewardScorer]
+"""The rewards of a run by mesh, which its rollouts and evaluators share: models among them are
+loaded once."""
+
+
+def scorer_on(mesh: Mesh, rewards: Sequence[Reward], scorers: Scorers) -> RewardScorer:
+    """The scorer of a mesh, loaded if it is not among the ``scorers`` yet."""
+    if mesh not in scorers:
+        scorers[mesh] = RewardScorer(rewards, mesh)
+    return scorers[mesh]
+
+
 def batch_source(
-    config: TrainConfig, initial: Callable[[Mesh], Any] | None
+    config: TrainConfig, initial: Callable[[Mesh], Any] | None, scorers: Scorers
 ) -> OnlineBatches | None:
     """Where the batches of a run come from, if not from its data: ``online`` of `train_prepared`.
 
     ``initial`` gives, on a mesh, the parameters that the run starts from and the reference keeps;
-    None: they are drawn.
+    None: they are drawn. ``scorers``: those of the run.
     """
     if not isinstance(config.objective, PolicyObjective):
         return None
-    return partial(rollout_batches, initial)
+    return partial(rollout_batches, initial, scorers)
 
 
 @contextlib.contextmanager
 def rollout_batches(
     initial: Callable[[Mesh], Any] | None,
+    scorers: Scorers,
     run: Run,
     position: RunPosition,
     state: Callable[[], TrainState],
@@ -280,7 +293,7 @@ def rollout_batches(
     """Batches of the phase at ``position``, which the loop moves along, with the numbers of their
     prompts; ``state`` gives that of the last step."""
     with watchdog.phase("first_batch"):
-        source = _Rollouts(initial, run, position, state)
+        source = _Rollouts(initial, scorers, run, position, state)
     yield source.batches()
 
 
@@ -290,6 +303,7 @@ class _Rollouts:
     def __init__(
         self,
         initial: Callable[[Mesh], Any] | None,
+        scorers: Scorers,
         run: Run,
         position: RunPosition,
         state: Callable[[], TrainState],
@@ -323,7 +337,7 @@ class _Rollouts:
             prompt_length=objective.prompt_length(self._length),
             completion_length=self._settings.completion_length,
         )
-        self._scorer = RewardScorer(self._settings.rewards, run.mesh)
+        self._scorer = scorer_on(run.mesh, self._settings.rewards, scorers)
         self._sharding = batch_sharding(run.mesh)
         self._rows = host_rows(self._sharding, self._batch)
         self._folder = run.workdir / "rollouts"

@@ -69,16 +69,16 @@ def config_for(steps=8, lora=None, seed=0, sequence_length=16, data=None, **chan
 
 def run(config, workdir, callbacks=(), evaluate=False):
     prepared = prepare(config.data)
-    evaluators = []
+    evaluators, scorers = [], {}
     if evaluate:
-        evaluators = [reward_evaluator(config, prepared, build_model(config.model))]
+        evaluators = [reward_evaluator(config, prepared, build_model(config.model), scorers)]
     return loop.train_prepared(
         config,
         prepared,
         workdir,
         evaluators,
         callbacks=callbacks,
-        online=batch_source(config, None),
+        online=batch_source(config, None, scorers),
     )
 
 

@@ -21,6 +21,7 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.post_training.chat_template import template_of
 from flax_transformers.post_training.problems import Problems
+from flax_transformers.post_training.reinforcement.rewards import FunctionReward
 from flax_transformers.post_training.reinforcement.rollouts import (
     Prompt,
     Sampler,
@@ -336,8 +337,9 @@ def test_other_seeds_sample_other_completions(straight, tmp_path):
     assert (ours != theirs).any()
 
 
-def test_evaluation_sets_are_scored_by_their_rewards(tmp_path):
-    config = config_for(steps=1)
+def test_evaluation_sets_are_scored_by_their_rewards_which_are_loaded_once(tmp_path, monkeypatch):
+    config, loaded = config_for(steps=1), []
+    config = dataclasses.replace(config, phases=config.phases * 2)
     prepared = prepare(config.data)
     model = build_model(config.model)
     found = {}
@@ -346,10 +348,20 @@ def test_evaluation_sets_are_scored_by_their_rewards(tmp_path):
         def on_evaluation(self, step, metrics):
             found.update(metrics)
 
-    chosen = evaluators(config, prepared, model, None, sets=[("other", prepared)])
+    load = FunctionReward.scorer
+
+    def scorer(reward, mesh):
+        loaded.append(len(loaded))
+        return load(reward, mesh)
+
+    monkeypatch.setattr(FunctionReward, "scorer", scorer)
+    scorers = {}
+    sets = [("other", prepared)]
+    chosen = evaluators(config, prepared, model, None, sets=sets, scorers=scorers)
     loop.train_prepared(
         config, prepared, tmp_path, chosen,
-        callbacks=[Scores()], online=batch_source(config, None),
+        callbacks=[Scores()], online=batch_source(config, None, scorers),
     )  # fmt: skip
+    assert loaded == [0]
     assert found["eval/other/reward"] == found["eval/reward"]
     assert found["eval/other/odd"] == found["eval/odd"]
