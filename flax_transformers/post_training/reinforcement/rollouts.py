@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.adapters.lora import base_of
+from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.examples import key_of
 from flax_transformers.data.pipeline.loader import stacked
@@ -512,7 +513,7 @@ class _Rollouts:
         """Those that training started from; None without a reference, and with adapters where it
         is their base, that is, all that logits depend on but the adapters is frozen.
 
-        Raises UserError if they are not those of the rollouts before.
+        Raises UserError if they are not those that a run with a checkpoint began with.
         """
         trainer = self._run.trainer
         is_base = base_keeps_logits(trainer.adapters, trainer.model)
@@ -525,14 +526,14 @@ class _Rollouts:
                 params = initial(self._run.mesh)
             found = f"{int(jax.jit(_checksum)(params)):08x}"
         file = self._folder / "reference.txt"
-        known = read_side_file(file)
-        if known is not None and known.strip() != found:
+        known = (read_side_file(file) or "").strip()
+        if known and known != found and has_checkpoint(self._run.workdir):
             raise UserError(
                 f"the reference, {self._run.config.init_from or 'the initial parameters'}, has "
                 f"other values than when the run began (checksum {found}, {file} has "
-                f"{known.strip()}); restore it, or choose another --workdir"
+                f"{known}); restore it, or choose another --workdir"
             )
-        if known is None and self._run.is_writer:
+        if known != found and self._run.is_writer:
             write_side_file(file, found + "\n")
         return params
 

@@ -149,12 +149,15 @@ def test_a_reward_that_fails_loses_nothing(straight, tmp_path):
     assert rows_of(tmp_path) == rows_of(straight[0])
 
 
-def test_another_reference_is_refused(tmp_path):
+def test_another_reference_is_refused_by_a_run_with_a_checkpoint(tmp_path):
     config = config_for(steps=3, kl_coefficient=0.1)
+    file = tmp_path / "rollouts" / "reference.txt"
+    file.parent.mkdir()
+    file.write_text("00000000\n")  # of a run that ended before its first checkpoint
     run(config, tmp_path)
+    assert file.read_text() != "00000000\n"
     assert rows_of(tmp_path)[1]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
     assert rows_of(tmp_path)[3]["policy/kl"] > 1e-6
-    file = tmp_path / "rollouts" / "reference.txt"
     file.write_text("00000000\n")
     longer = dataclasses.replace(config, phases=(Phase(4, 16, 8),))
     with pytest.raises(UserError, match="the reference, the initial parameters, has other values"):
