@@ -100,7 +100,7 @@ class Arena:
     """A reward model that votes."""
     judge_texts: Flag = False
     """The reward model was trained on plain texts: it reads a question and its answer as one text,
-    without a chat template."""
+    without a chat template, and so do the models unless there is a --template."""
     output: Annotated[str | None, option("FILE")] = None
     """Where prompts, answers and votes are written, as JSON lines."""
     template: Template = None
@@ -179,7 +179,13 @@ class Arena:
 
     def _chat_model(self, model: str) -> ChatModel:
         return ChatModel(
-            model, self.template, self.max_new_tokens, self.temperature, self.seed, self.batch_size
+            model,
+            self.template,
+            self.max_new_tokens,
+            self.temperature,
+            self.seed,
+            self.batch_size,
+            plain=self.judge_texts and self.template is None,
         )
 
     def _answers(
@@ -211,7 +217,10 @@ class Arena:
 
 
 class ChatModel:
-    """A model that answers conversations. Raises UserError for one that writes no text."""
+    """A model that answers conversations. Raises UserError for one that writes no text.
+
+    ``plain``: it continues the text of the last message, as `generate` does, without a template.
+    """
 
     def __init__(
         self,
@@ -221,8 +230,10 @@ class ChatModel:
         temperature: float | None,
         seed: int,
         batch_size: int = 1,
+        *,
+        plain: bool = False,
     ) -> None:
-        self._model, self._template_path = model, template
+        self._model, self._template_path, self._plain = model, template, plain
         self._command = Generate(
             model=model,
             batch_size=batch_size,
@@ -245,7 +256,8 @@ class ChatModel:
             self._found = find_pretrained(self._model)
             described = describe_pretrained(self._found, None)
             self._work = self._command.work_on(self._found, described, ())
-            self._end()
+            if not self._plain:
+                self._end()
 
     def load(self, overrides: Sequence[str]) -> None:
         """Reads the model; ``overrides`` as for `check`."""
@@ -284,6 +296,9 @@ class ChatModel:
         from flax_transformers.objectives.rows import end_id
 
         work = self._work
+        if self._plain:
+            [plain] = work.checked([messages[-1]["content"]])
+            return plain
         with _template_errors():
             text = self.template.render(messages, tools, answer_next=True)
         tokenizer = work.prompts.written
@@ -318,9 +333,16 @@ class ChatModel:
         for first in range(0, len(encoded), size):
             some = encoded[first : first + size]
             rows = self._generate(some + [some[-1]] * (size - len(some)), None)
-            for row in rows[: len(some)].tolist():
-                text = work.prompts.decode(takewhile(lambda token: token not in work.eos_ids, row))
-                found.append(until_stop(text, 0, work.stops).strip())
+            for prompt, row in zip(some, rows.tolist(), strict=False):
+                written = takewhile(lambda token: token not in work.eos_ids, row)
+                if not self._plain:
+                    text = until_stop(work.prompts.decode(written), 0, work.stops)
+                    found.append(text.strip())
+                    continue
+                before = [] if work.answers else prompt  # of which a space may belong to the answer
+                start = len(work.prompts.decode(before))
+                text = until_stop(work.prompts.decode([*before, *written]), start, work.stops)
+                found.append(text[start:])
         return found
 
     def _generate(self, encoded: list[list[int]], typist: Any) -> np.ndarray:

@@ -106,6 +106,34 @@ def test_a_judge_of_plain_texts_reads_no_template(folders, capsys, monkeypatch, 
 
 
 @pytest.mark.slow
+def test_the_models_before_a_judge_of_plain_texts_continue_the_question(
+    folders, capsys, monkeypatch, tmp_path
+):
+    prompts, output, file = (tmp_path / name for name in ("prompts.txt", "votes", "own.jinja"))
+    prompts.write_text("Hi\n")
+    options = ["--prompts", str(prompts), "--judge", folders["judge"], "--judge-texts", *SHORT]
+    options += ["--output", str(output)]
+    monkeypatch.setattr(judge, "judged_rewards", lambda *given: np.ones(1))
+    said(capsys, monkeypatch, "arena", folders["one"], folders["other"], *options)
+    answers = json.loads(output.read_text())["answers"]
+    for name, answer in zip(("one", "other"), answers, strict=True):
+        found = said(capsys, monkeypatch, "generate", folders[name], "--prompt", "Hi", *SHORT)
+        assert found == f"Hi{answer}\n"
+    asked = []
+
+    def answers_of(model, conversations):
+        asked.append(model.encoded(conversations[0].messages))
+        return ["A"]
+
+    monkeypatch.setattr(ChatModel, "load", ChatModel.check)
+    monkeypatch.setattr(ChatModel, "answers", answers_of)
+    file.write_text("{{ messages[0].content }}: ")
+    options += ["--template", str(file)]
+    said(capsys, monkeypatch, "arena", folders["one"], folders["other"], *options)
+    assert asked == [ByteTokenizer().encode_prompt("Hi: ").tolist()] * 2
+
+
+@pytest.mark.slow
 def test_a_person_votes_without_knowing_whose_answer_it_is(folders, capsys, monkeypatch, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hi\na\nb\n")
     command = [
