@@ -47,7 +47,7 @@ from flax_transformers.pretrained import (
     load_pretrained,
     with_image_size,
 )
-from flax_transformers.restore import saved_part
+from flax_transformers.restore import saved_part, with_prompts
 from flax_transformers.storage.hub import require_name, upload
 from flax_transformers.storage.paths import is_bucket
 from flax_transformers.training.callbacks import Callback
@@ -199,8 +199,18 @@ def write_run(
                 data, phases = (saved_part(found, name) for name in ("data", "phases"))
                 model, params = as_seen_last(model, params, data, objective, phases)
         card = partial(model_card.model_card, meta=found.meta, averaged=averaged)
+        _warn_of_prompts(model.config)
         written = _write(directory, model, params, Path(folder), card, describe, objective)
         return written[0], params, written[1]
+
+
+def _warn_of_prompts(config: Any) -> None:
+    """Warns of a model that transformers reads prompts with in another way than its training."""
+    if isinstance(config, TextConfig) and config.generation.bidirectional_prompt:
+        log.warning(
+            "the run attends to prefixes both ways, but its class in transformers reads prompts "
+            "causally: texts that transformers generates are worse"
+        )
 
 
 def _write(
@@ -285,7 +295,9 @@ class Exporter(Callback):
         if is_bucket(workdir):
             raise UserError(f"{option} writes to local folders, and {workdir} is none; use convert")
         config_json(within_vocabulary(config.model))
-        self._config, self._model = config, model
+        described = with_prompts(config.model, config.objective)
+        _warn_of_prompts(described)
+        self._config, self._model = config, model.clone(config=described)
         self._folder, self._tokenizer_files = Path(os.fspath(workdir)) / "exports", tokenizer_files
         self._merge = jax.jit(lambda params: merged(params, config.lora.scale))
 

@@ -51,7 +51,12 @@ from flax_transformers.models.config import (
 )
 from flax_transformers.models.generation_settings import NO_SETTINGS
 from flax_transformers.models.vision import change_image_size
-from flax_transformers.restore import restore_model_params, saved_lora, saved_model
+from flax_transformers.restore import (
+    restore_model_params,
+    saved_lora,
+    saved_model,
+    with_prompts_of,
+)
 from flax_transformers.storage.hub import is_path
 
 log = logging.getLogger(__name__)
@@ -173,7 +178,7 @@ def describe_pretrained(
     """The config of the model that ``load_pretrained`` gives; reads no weights."""
     if not isinstance(found, SavedStep):
         return hub_read.directory_config(found, architecture)
-    config = _with_settings(saved_model(found), Path(found.folder))
+    config = with_prompts_of(found, _with_settings(saved_model(found), Path(found.folder)))
     if architecture is None:
         return config
     part = _part(config, architecture)
@@ -258,6 +263,8 @@ def _combined(
     names = [field.name for field in dataclasses.fields(config) if field.name not in own]
     theirs = {name: getattr(found, name) for name in names if hasattr(found, name)}
     _check_given(theirs, config, given, place)
+    if isinstance(found, TextConfig):  # how prompts are read follows from the run's own objective
+        theirs["generation"] = dataclasses.replace(found.generation, bidirectional_prompt=None)
     differ = [name for name in theirs if theirs[name] != getattr(config, name)]
     if shown := [name for name in differ if name not in BESIDE_THE_MODEL]:
         fields = ", ".join(f"{name} {theirs[name]!r}" for name in shown[:8])

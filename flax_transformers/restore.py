@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -53,7 +54,7 @@ def restore_model(
     ``compute`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
     found = path if isinstance(path, SavedStep) else find_checkpoint(path)
-    model_config = saved_model(found)
+    model_config = with_prompts_of(found, saved_model(found))
     if compute is None:
         compute = _saved_compute(found)
     mesh = mesh or make_mesh(MeshConfig())  # what is here, not what it was trained on
@@ -134,6 +135,23 @@ def saved_model(found: SavedStep) -> TransformerConfig:
     if not isinstance(model, TransformerConfig):
         raise UserError(f"{found.folder} is not a checkpoint of flax_transformers")
     return model
+
+
+def with_prompts_of(found: SavedStep, model: TransformerConfig) -> TransformerConfig:
+    """The model of a checkpoint with the setting of how its run's objective reads prompts."""
+    objective = None
+    with suppress(UserError):  # a type that is not registered here
+        objective = saved_part(found, "objective")
+    return with_prompts(model, objective)
+
+
+def with_prompts(model: TransformerConfig, objective: Any) -> TransformerConfig:
+    """The model with bidirectional prompts if the objective trains it with bidirectional prefixes
+    (T5, arXiv:1910.10683 section 3.2.1)."""
+    needs = getattr(objective, "needs", None)
+    if not isinstance(model, TextConfig) or "prefix_mask" not in getattr(needs, "inputs", ()):
+        return model
+    return replace(model, generation=replace(model.generation, bidirectional_prompt=True))
 
 
 def _saved_compute(found: SavedStep) -> ComputeConfig:

@@ -18,6 +18,7 @@ from etils import epath
 import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import find_checkpoint
+from flax_transformers.checkpointing.step_directories import SavedStep
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
 from flax_transformers.data.images.dataset import ImageData
@@ -46,9 +47,12 @@ from flax_transformers.families.vit import ViTConfig
 from flax_transformers.huggingface.family import build_model, config_json, within_vocabulary
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.config import ComputeConfig, Rope
+from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.labelled import framed_row
+from flax_transformers.objectives.prefix_lm import PrefixLM
+from flax_transformers.restore import with_prompts
 from flax_transformers.testing import assert_bit_equal
 from flax_transformers.training.config import ImagePhase, Phase
 from tests.cli.test_evaluate import classifier
@@ -320,6 +324,24 @@ def test_the_tokenizer_of_a_converted_classifier_frames_texts_as_in_training(run
         assert encoded.type_ids == row["token_type_ids"][used].tolist()
     config = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
     assert config["model_input_names"] == ["input_ids", "token_type_ids", "attention_mask"]
+
+
+@pytest.mark.slow
+def test_prompts_that_transformers_reads_in_another_way_are_warned_of(tmp_path, caplog):
+    model, params = drawn_model("GPT2LMHeadModel")
+    for objective, flag in ((CausalLM(), None), (PrefixLM(), True)):
+        assert "causally" not in caplog.text
+        config = to_json(with_prompts(model.config, objective))
+        (tmp_path / "meta").mkdir(exist_ok=True)
+        (tmp_path / "meta" / "metadata").write_text(json.dumps({"model": config}))
+        found = SavedStep(1, epath.Path(tmp_path), True)
+        written = model.clone(config=with_prompts(model.config, objective))
+        write_run(tmp_path / objective.loss_name, written, params, found)
+        file = tmp_path / objective.loss_name / "generation_config.json"
+        described = json.loads(file.read_text())
+        assert described.get("bidirectional_prompt") is flag
+        assert described["eos_token_id"] == model.config.eos_ids[0]
+    assert "its class in transformers reads prompts causally" in caplog.text
 
 
 @pytest.mark.slow

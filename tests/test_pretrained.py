@@ -9,16 +9,22 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import flax_transformers as ft
+from flax_transformers.checkpointing.step_directories import SavedStep
+from flax_transformers.config_json import to_json
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import config_json
 from flax_transformers.huggingface.generation_settings import settings_json
 from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.models.vision import change_image_size
+from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.prefix_lm import PrefixLM
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.pretrained import (
+    describe_pretrained,
     evaluated_model,
     find_pretrained,
     initial_model,
@@ -185,6 +191,39 @@ def test_end_ids_that_change_the_output_of_a_head_are_those_of_the_weights(tmp_p
     assert initial_model(tmp_path / "hf", config).eos_ids == (2,)
     with pytest.raises(UserError, match="--model.eos-ids asks for"):
         initial_model(tmp_path / "hf", config, {"eos_ids"})
+
+
+def run_of(objective, folder, **changes):
+    """A checkpoint, whose weights are missing, of a run with an objective."""
+    model = dataclasses.replace(tiny_architecture("GPT2LMHeadModel"), **changes)
+    meta = {"config": {"model": to_json(model), "objective": to_json(objective)}}
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "metadata").write_text(json.dumps(meta))
+    return SavedStep(1, epath.Path(folder), True)
+
+
+def test_a_run_of_a_prefix_language_model_reads_prompts_as_prefixes(tmp_path):
+    causal, prefix = (run_of(one(), tmp_path / one.__name__) for one in (CausalLM, PrefixLM))
+    assert describe_pretrained(causal).generation == GenerationSettings()
+    described = describe_pretrained(prefix)
+    assert described.generation == GenerationSettings(bidirectional_prompt=True)
+    # The settings beside the tokenizer of an earlier version are read all the same.
+    tokenizer = tmp_path / "PrefixLM" / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "generation_config.json").write_text('{"max_length": 9}')
+    settings = describe_pretrained(prefix).generation
+    assert (settings.max_length, settings.bidirectional_prompt) == (9, True)
+
+
+@pytest.mark.slow
+def test_prompts_of_a_run_are_read_as_its_own_objective_trains(tmp_path):
+    settings = GenerationSettings(bidirectional_prompt=True, top_k=3)
+    model, params = drawn_model("GPT2LMHeadModel", generation=settings)
+    ft.save_pretrained(tmp_path / "hf", model, params)
+    kept = describe_pretrained(find_pretrained(tmp_path / "hf")).generation
+    assert (kept.bidirectional_prompt, kept.top_k) == (True, 3)
+    one = initial_model(tmp_path / "hf", tiny_architecture("GPT2LMHeadModel")).generation
+    assert (one.bidirectional_prompt, one.top_k) == (None, 3)
 
 
 def test_a_model_is_evaluated_with_no_other_field_of_the_command_line(wider):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import sentinels_in_turn
 from flax_transformers.evaluation.held_out import held_out_batches
+from flax_transformers.generation.choices import settings_of
 from flax_transformers.generation.decode import generate
 from flax_transformers.generation.fill_mask import format_samples, held_out_samples
 from flax_transformers.generation.translate import generate_target
@@ -106,7 +107,9 @@ def continued(
     for row, text in enumerate(texts):
         kept = text[: max(1, min(half, len(text) // 2))]
         ids[row, : len(kept)], mask[row, : len(kept)] = kept, 1
-    end = vocabulary.end_id
+    end, settings = vocabulary.end_id, None
+    if "prefix_mask" in rows[0]:
+        settings = replace(settings_of(model), bidirectional_prompt=True)
     new = jax.device_get(
         generate(
             model,
@@ -118,6 +121,7 @@ def continued(
             pad_id=vocabulary.pad_id,
             temperature=TEMPERATURE,
             key=jax.random.key(0),
+            settings=settings,
         )
     )
     return [

@@ -120,7 +120,7 @@ def _begin(
     model: Any, params: Mapping[str, Any], request: GenerationRequest, settings: Settings
 ) -> tuple[Any, Any]:
     read = _read_prompts if request.start_P is None else _read_sources
-    logits_BV, cache, ids_BP, mask_BP = read(model, params, request, _new_slots(settings))
+    logits_BV, cache, ids_BP, mask_BP = read(model, params, request, settings)
     if request.forced is not None:
         chosen_V = jnp.arange(logits_BV.shape[-1]) == request.forced
         logits_BV = jnp.broadcast_to(jnp.where(chosen_V, 0.0, -jnp.inf), logits_BV.shape)
@@ -130,17 +130,20 @@ def _begin(
 
 
 def _read_prompts(
-    model: Any, params: Mapping[str, Any], request: GenerationRequest, slots: int
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, settings: Settings
 ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
-    """Logits [B, V] after prompts, the cache with ``slots`` more, and the prompts."""
+    """Logits [B, V] after prompts, the cache with slots for new tokens, and the prompts."""
     ids_BT, mask_BT = request.ids_BT, request.mask_BT
     batch, length = ids_BT.shape
     apply = partial(model.apply, {"params": params})
+    inputs = {"position_ids": _positions(mask_BT)}
+    if settings.generation.bidirectional_prompt:
+        inputs["prefix_mask"] = mask_BT
     states = apply(
         ids_BT,
         mask_BT,
-        position_ids=_positions(mask_BT),
-        cache=_empty_cache(model, params, batch, length + slots),
+        **inputs,
+        cache=_empty_cache(model, params, batch, length + _new_slots(settings)),
         method="hidden_states",
     )
     last_B1D = take_token(states.last_hidden_state, last_token(mask_BT))
@@ -148,7 +151,7 @@ def _read_prompts(
 
 
 def _read_sources(
-    model: Any, params: Mapping[str, Any], request: GenerationRequest, slots: int
+    model: Any, params: Mapping[str, Any], request: GenerationRequest, settings: Settings
 ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
     """The same after sources and the start of the targets, which take the prompts' place."""
     assert request.start_P is not None
@@ -160,7 +163,7 @@ def _read_sources(
         request.mask_BT,
         position_ids=_positions(request.mask_BT),
         decoder_input_ids=start_BP,
-        cache=_empty_cache(model, params, batch, prefix + slots),
+        cache=_empty_cache(model, params, batch, prefix + _new_slots(settings)),
         method="hidden_states",
     )
     logits_BV = apply(states.last_hidden_state[:, -1:], method="unembed")[:, 0]

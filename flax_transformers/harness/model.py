@@ -153,7 +153,8 @@ class HarnessModel(LM):
         check_requests(requests, self._length, "request")
         ids = {token for one in requests for token in (*one.context, *one.continuation)}
         require_known(self._tokenizer, ids, self._config.vocab_size, "task")
-        objective: Any = ContinuationLikelihood()
+        both_ways = bool(self._config.generation.bidirectional_prompt)
+        objective: Any = ContinuationLikelihood(both_ways)
         found = predictions(
             Requests(requests),
             objective,

@@ -113,11 +113,13 @@ def settings_json(
     ids in the config.
     """
     settings: GenerationSettings = getattr(config, "generation", NO_SETTINGS)
-    if settings == NO_SETTINGS:
+    prompt = settings.bidirectional_prompt  # of the run's objective, not of its config
+    if replace(settings, bidirectional_prompt=None) == NO_SETTINGS:
         if beside is not None:
             settings = read_folder(beside, config)
         if writes_text(config):
             settings = with_ids(settings, config)
+        settings = replace(settings, bidirectional_prompt=prompt)
     return None if settings == NO_SETTINGS else write_settings(settings)
 
 

@@ -28,7 +28,7 @@ class GenerationSettings:
     """The fields of a generation_config.json, by their names there; None if not given.
 
     ``generate`` and ``generate_target`` follow those with a field here; ``not_obeyed`` names others
-    that would change the output. ``length_penalty_form`` is the only field of this package alone.
+    that change outputs. ``length_penalty_form`` and ``bidirectional_prompt`` are this package's.
     """
 
     max_length: int | None = None
@@ -75,6 +75,8 @@ class GenerationSettings:
     pad_token_id: int | None = None
     decoder_start_token_id: Ids | None = None
     """First input of the decoder."""
+    bidirectional_prompt: bool | None = None
+    """The tokens of a prompt attend to each other both ways, as in prefix language models."""
     other: tuple[tuple[str, str], ...] = ()
     """All other fields of the file with their JSON text."""
 

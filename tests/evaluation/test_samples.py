@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from flax_transformers.evaluation.samples import (
     held_out_rows,
     readable_text,
 )
+from flax_transformers.models.generation_settings import GenerationSettings
 from flax_transformers.objectives.causal_lm import CausalLM
+from flax_transformers.objectives.prefix_lm import PrefixLM
 from flax_transformers.objectives.span_corruption import SpanCorruption
 from flax_transformers.testing import tiny_config, write_corpus
 
@@ -56,6 +59,21 @@ def test_a_decoder_continues_the_first_half_of_a_held_out_row(prepared, monkeypa
         assert prompt[0] == 1  # documents begin with the end token of the one before
         assert " ".join(TOKENIZER.decode(prompt).split()) == sample.given
         assert sample.wrote == 16 * "x" and sample.truth
+
+
+def test_samples_of_a_prefix_language_model_begin_with_a_prefix(prepared, monkeypatch):
+    asked = []
+
+    def echo(model, params, ids, mask, *, max_new_tokens, settings, **others):
+        asked.append(settings)
+        return np.zeros((len(ids), max_new_tokens), np.int32)
+
+    monkeypatch.setattr(samples, "generate", echo)
+    own = GenerationSettings(top_k=3)
+    model = SimpleNamespace(config=SimpleNamespace(generation=own))
+    for objective in (CausalLM(), PrefixLM()):
+        continued(prepared, model, None, held_out_rows(config(objective), prepared, 2))
+    assert asked == [None, dataclasses.replace(own, bidirectional_prompt=True)]
 
 
 def test_what_is_behind_the_end_of_a_continuation_is_not_shown(prepared, monkeypatch):

@@ -13,11 +13,13 @@ import pytest
 
 from flax_transformers.errors import UserError
 from flax_transformers.families.llama import LlamaConfig
+from flax_transformers.generation import program
 from flax_transformers.generation.beams import Beams
 from flax_transformers.generation.choices import choice_of
 from flax_transformers.generation.decode import check_prompts, generate
 from flax_transformers.generation.logits import History
 from flax_transformers.generation.loop import Endings, Rules, TextLimits, advance
+from flax_transformers.generation.program import GenerationRequest, Settings
 from flax_transformers.generation.sampling import Sampling
 from flax_transformers.models.config import Rope
 from flax_transformers.models.generation_settings import NO_SETTINGS, GenerationSettings
@@ -65,6 +67,52 @@ def test_greedy_text_equals_that_of_transformers(name):
     right = to_the_right(ids, mask)
     assert right[1][2].tolist() == [1, 1, 0, 0, 0, 0, 0]
     np.testing.assert_array_equal(write(name, *right, eos_id=eos), expected["ended"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_side", ["left", "right"])
+def test_a_bidirectional_prompt_is_read_as_the_prefix_of_a_training_example(to_side):
+    model, params = load("write_mistral")
+    ids, mask = golden.prompts(CASES["write_mistral"])
+    texts = [row[used > 0] for row, used in zip(ids, mask, strict=True)]
+    if to_side == "right":
+        ids, mask = to_the_right(ids, mask)
+    limits = TextLimits(Endings.of([1000], golden.PAD), jnp.int32(LENGTH), None)
+    request = GenerationRequest(jnp.asarray(ids), jnp.asarray(mask), limits, jax.random.key(0))
+    read = jax.jit(program._read_prompts, static_argnums=(0, 3))
+
+    def first_logits(**settings):
+        compiled = Settings(LENGTH, Sampling(temperature=0.0), GenerationSettings(**settings))
+        return np.asarray(read(model, params, request, compiled)[0])
+
+    row = np.zeros((len(texts), ids.shape[1] + LENGTH), np.int32)
+    segments, prefix = np.zeros_like(row), np.zeros_like(row)
+    written = write(
+        "write_mistral", ids, mask, settings=GenerationSettings(bidirectional_prompt=True)
+    )
+    for number, (text, new) in enumerate(zip(texts, written, strict=True)):
+        row[number, : len(text) + LENGTH] = [*text, *new]
+        segments[number, : len(text) + LENGTH] = 1
+        prefix[number, : len(text)] = 1
+    states = partial(model.apply, method="hidden_states")
+    trained = jax.jit(
+        lambda: model.apply(
+            {"params": params},
+            states(
+                {"params": params}, row, segment_ids=segments, prefix_mask=prefix
+            ).last_hidden_state,
+            method="unembed",
+        )
+    )()
+    places = np.array([len(text) - 1 for text in texts])
+    rows = np.arange(len(texts))
+    np.testing.assert_allclose(
+        first_logits(bidirectional_prompt=True), trained[rows, places], rtol=1e-5, atol=1e-5
+    )
+    assert not np.allclose(first_logits(), trained[rows, places], atol=1e-3)
+    for number in range(LENGTH):
+        best = np.argmax(trained[rows, places + number, : model.config.vocab_size], axis=-1)
+        np.testing.assert_array_equal(written[:, number], best)
 
 
 @pytest.mark.slow

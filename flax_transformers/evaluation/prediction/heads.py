@@ -437,7 +437,8 @@ def score_head(config: TextConfig, tokenizer: Tokenizer, place: str, choices: bo
 
     Raises UserError for a masked model whose tokenizer has no mask."""
     if choices:
-        return ChoiceScores(continuations.ContinuationLikelihood())
+        both_ways = bool(config.generation.bidirectional_prompt)
+        return ChoiceScores(continuations.ContinuationLikelihood(both_ways))
     if config.causal:
         return TextScores(Likelihood(noted_frame(tokenizer) or Frame()))
     if tokenizer.vocabulary.mask_id is None:

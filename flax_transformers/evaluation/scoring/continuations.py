@@ -60,17 +60,22 @@ class ContinuationLikelihood:
 
     needs: ClassVar[ModelNeeds] = ModelNeeds(("unembed",), ("input_ids",), causal=True)
 
+    bidirectional_context: bool = False
+    """The tokens of a context attend to each other both ways, as prompts do in `generate`."""
+
     def prepare(
         self, example: Arrays, rng: np.random.Generator, vocab: Vocabulary, sequence_length: int
     ) -> Arrays:
         """``tokens`` but the last one, and ``labels``, the token after each: arrays int32 [T];
-        ``next_weights`` float32 [T], 1 where that token is scored. Of a context that is too long,
-        the end is kept."""
+        ``next_weights`` float32 [T], 1 where that token is scored; with a bidirectional context,
+        its ``prefix_mask`` int32 [T]. Of a context that is too long, the end is kept."""
         ids = example["tokens"][-(sequence_length + 1) :]
         row = padded_tokens(ids[:-1], sequence_length, vocab)
-        places = np.arange(sequence_length)
-        scored = (places < len(ids) - 1) & (places >= len(ids) - 1 - int(example["scored"]))
+        places, context = np.arange(sequence_length), len(ids) - int(example["scored"])
+        scored = (places < len(ids) - 1) & (places >= context - 1)
         labels = pad(ids[1:], sequence_length, 0)
+        if self.bidirectional_context:
+            row |= {"prefix_mask": (places < context).astype(np.int32)}
         return row | {"labels": labels, "next_weights": scored.astype(np.float32)}
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,10 @@ from flax_transformers.cli.main import main
 from flax_transformers.data.inputs import InputRow
 from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.evaluation.prediction.heads import score_head
 from flax_transformers.evaluation.scoring.continuations import accuracies, choice_lines, request_of
+from flax_transformers.models.generation_settings import GenerationSettings
+from flax_transformers.testing import tiny_architecture
 from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -57,6 +61,22 @@ def test_the_best_choice_is_by_the_sum_and_by_the_sum_per_character():
     assert (line["choice"], line["choice_normalised"]) == (0, 1)
     assert accuracies([line]) == {"accuracy": 0.0, "accuracy_normalised": 1.0}
     assert accuracies(choice_lines([rows[0]._replace(answer=None)], found)) == {}
+
+
+def test_the_context_of_a_prefix_language_model_is_its_prefix():
+    vocab, example = ByteTokenizer().vocabulary, {"tokens": np.arange(5, 11), "scored": 2}
+    rng, settings = np.random.default_rng(0), GenerationSettings(bidirectional_prompt=True)
+    config = tiny_architecture("GPT2LMHeadModel")
+    for model, prefix in (
+        (config, None),
+        (dataclasses.replace(config, generation=settings), [1, 1, 1, 1, 0, 0, 0]),
+    ):
+        objective = score_head(model, ByteTokenizer(), "x", choices=True).objective
+        row = objective.prepare(example, rng, vocab, 7)
+        assert row["next_weights"].tolist() == [0, 0, 0, 1, 1, 0, 0]
+        assert (row["prefix_mask"].tolist() if prefix else row.get("prefix_mask")) == prefix
+    row = objective.prepare(example, rng, vocab, 3)  # of whose context the end is kept
+    assert row["prefix_mask"].tolist() == [1, 1, 0]
 
 
 @pytest.mark.slow
