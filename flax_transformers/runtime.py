@@ -342,7 +342,9 @@ def teacher(
                 f"{place} reads {limit} tokens, but sequences have {longest}; set "
                 f"--phases.0.sequence-length {limit}, or give another teacher"
             )
-    _check_pixels(config, stored, place, resumes=workdir is not None and has_checkpoint(workdir))
+    resumes = workdir is not None and has_checkpoint(workdir)
+    _check_framing(config, stored, place, resumes=resumes)
+    _check_pixels(config, stored, place, resumes=resumes)
     if workdir is not None:
         note_weights(workdir, "teacher", path, StoredWeights(stored.place, config.compute))
 
@@ -351,6 +353,20 @@ def teacher(
         return restored.model, restored.params
 
     return load
+
+
+def _check_framing(config: TrainConfig, stored: StoredModel, place: str, *, resumes: bool) -> None:
+    """The teacher of texts was trained with the special tokens that the student's objective puts
+    around them."""
+    ours = getattr(config.objective, "framing", None)
+    theirs = getattr(stored.of_run("objective"), "framing", getattr(stored.model, "framing", None))
+    if ours is None or theirs in (None, ours):
+        return
+    said = f"{place} reads texts with framing {theirs!r}, the student has {ours!r}"
+    if not resumes:
+        raise UserError(f"{said}; set --objective.framing {theirs}")
+    # Earlier versions began such runs.
+    logging.getLogger(__name__).warning("%s; a new run needs --objective.framing %s", said, theirs)
 
 
 def _check_pixels(config: TrainConfig, stored: StoredModel, place: str, *, resumes: bool) -> None:

@@ -118,7 +118,7 @@ class DistilledImageClassification(Teacher, ImageClassification):
 
 @dataclass(frozen=True, kw_only=True)
 class DistilledSequenceClassification(Teacher, SequenceClassification):
-    """`SequenceClassification` with a teacher, who has the same tokenizer."""
+    """`SequenceClassification` with a teacher, who has the same tokenizer and ``framing``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

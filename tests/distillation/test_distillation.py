@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.runtime import prepared_data, teacher, with_label_names
-from flax_transformers.testing import assert_bit_equal, tiny_bert
+from flax_transformers.testing import assert_bit_equal, tiny_architecture, tiny_bert
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import ImagePhase
 from flax_transformers.training.run_state import RunPosition, checkpoint_meta, tokenizer_files
@@ -215,6 +216,35 @@ def test_a_published_teacher_has_to_read_pixels_as_the_student_does(
     monkeypatch.setattr(runtime, "has_checkpoint", lambda workdir: True)
     assert teacher(config, prepared, began) is not None
     assert "a new run needs the same" in caplog.text
+
+
+def test_the_teacher_has_to_frame_texts_as_the_student_does(tmp_path, monkeypatch, caplog):
+    config = classifier(tmp_path)
+    roberta = tiny_architecture("RobertaForSequenceClassification", vocab_size=384)
+    model = build_model(replace(roberta, label_names=()), ComputeConfig())
+    params = drawn_parameters(model, parameter_shapes(model))
+    published, saved = str(tmp_path / "hf"), str(tmp_path / "teacher")
+    ft.save_pretrained(published, model, params, tokenizer=ByteTokenizer())
+    data = replace(config.data, tokenizer=TokenizerConfig(path=published))
+    prepared = prepared_data(replace(data, store=str(tmp_path / "other")))
+    taught = DistilledSequenceClassification(teacher=published, framing="roberta")
+    assert teacher(replace(config, objective=taught), prepared) is not None
+    wrong = replace(config, objective=replace(taught, framing="bert"))
+    with pytest.raises(UserError, match="framing 'roberta', .* set --objective.framing roberta"):
+        teacher(wrong, prepared)
+    began = epath.Path(tmp_path / "run")  # by a version that compared nothing
+    monkeypatch.setattr(runtime, "has_checkpoint", lambda workdir: True)
+    assert teacher(wrong, prepared, began) is not None
+    assert "a new run needs --objective.framing roberta" in caplog.text
+
+    # A teacher that was trained here has the framing of its run, not that of its family.
+    monkeypatch.undo()
+    saved_run(replace(config, objective=replace(config.objective, framing="t5")), Path(saved))
+    own = prepared_data(config.data)
+    taught = replace(taught, teacher=saved, framing="t5")
+    assert teacher(replace(config, objective=taught), own) is not None
+    with pytest.raises(UserError, match="set --objective.framing t5"):
+        teacher(replace(config, objective=replace(taught, framing="bert")), own)
 
 
 def test_the_teacher_has_to_read_sequences_as_long_as_the_student(tmp_path):
