@@ -10,12 +10,7 @@ import numpy as np
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.objectives.base import (
-    Arrays,
-    Rng,
-    Vocabulary,
-    WindowSpec,
-)
+from flax_transformers.objectives.base import Arrays, Rng, Vocabulary, WindowSpec
 from flax_transformers.objectives.rows import end_id
 from flax_transformers.objectives.sequences import SequenceLoss, encoder_decoder_row
 from flax_transformers.objectives.span_corruption import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from flax_transformers.objectives.signals import SignalSpec, array_of, label_of
 class OfSignals:
     """What both objectives have in common."""
 
-    def window_spec(self, sequence_length: int) -> SignalSpec:
-        return SignalSpec(sequence_length)
+    def window_spec(self: Any, sequence_length: int) -> SignalSpec:
+        return SignalSpec(sequence_length, names=self.modalities)
 
     def predictions(self, sequence_length: int) -> int:
         """No logits by position."""

@@ -7,13 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from flax_transformers.objectives.base import (
-    Arrays,
-    ExampleView,
-    ModelNeeds,
-    Rng,
-    Vocabulary,
-)
+from flax_transformers.objectives.base import Arrays, ExampleView, ModelNeeds, Rng, Vocabulary
 from flax_transformers.objectives.causal_lm import DecoderLoss, causal_row, packed_documents
 from flax_transformers.objectives.rows import pad
 

@@ -13,11 +13,15 @@ from flax_transformers.objectives.base import Arrays, WindowSpec
 
 @dataclass(frozen=True)
 class SignalSpec(WindowSpec):
-    """One array of each source of a ``SignalData``, by its name, and the label if there is one."""
+    """One array of each source of a ``SignalData``, by its name, and the label if there is one.
+
+    ``names``: of the sources that the objective needs.
+    """
 
     data: ClassVar[str | None] = "SignalData"
 
     cross_documents: bool = False
+    names: tuple[str, ...] = ()
 
 
 def array_of(example: Arrays, name: str) -> np.ndarray:

@@ -37,7 +37,7 @@ class MaskedVideo(MaskedImage):
     )
 
     def window_spec(self, sequence_length: int) -> SignalSpec:  # type: ignore[override]
-        return SignalSpec(sequence_length)
+        return SignalSpec(sequence_length, names=(VIDEO,))
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``MaskedImage``, with ``pixel_values`` uint8 [F, C, H, W]."""
@@ -69,7 +69,7 @@ class VideoClassification(ImageClassification):
             raise OutOfRange("objective.mixup and objective.cutmix must be 0: videos are not mixed")
 
     def window_spec(self, sequence_length: int) -> SignalSpec:  # type: ignore[override]
-        return SignalSpec(sequence_length)
+        return SignalSpec(sequence_length, names=(VIDEO,))
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """As of ``ImageClassification``, with ``pixel_values`` uint8 [F, C, H, W]."""

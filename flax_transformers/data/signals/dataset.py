@@ -85,7 +85,7 @@ class SignalData(PythonData):
                 f"the source of the evaluation set {one.name!r} is a {type(one.source).__name__}; "
                 "give a source of signals, as the training data has"
             )
-        return _EvaluatedSignals(**vars(self) | {"sources": (one.source,)})
+        return _EvaluatedSignals(**vars(self) | {"sources": (one.source,), "set_name": one.name})
 
 
 def _name(identities: list[dict[str, Any]]) -> str:
@@ -95,6 +95,22 @@ def _name(identities: list[dict[str, Any]]) -> str:
 @dataclass(frozen=True, kw_only=True)
 class _EvaluatedSignals(SignalData):
     """An evaluation set: what is scored is the training split of its dataset."""
+
+    set_name: str
+
+    def check_objective(self, objective: str, spec: WindowSpec) -> None:
+        super().check_objective(objective, spec)
+        needed, (source,) = getattr(spec, "names", ()), self.sources
+        if len(needed) > 1:
+            raise UserError(
+                f"the evaluation set {self.set_name!r} has one source, but objective {objective} "
+                f"needs {', '.join(needed)} in each example; leave the set out"
+            )
+        if needed and source.name not in needed:
+            raise UserError(
+                f"the source of the evaluation set {self.set_name!r} is named {source.name!r}, but "
+                f"objective {objective} needs {needed[0]!r}; set name={needed[0]!r} of that source"
+            )
 
     def load(self) -> Dataset:
         (source,) = self.sources

@@ -18,8 +18,9 @@ from flax_transformers.data.signals.sources import ArraySource, Digits, Embedded
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_image import MaskedImage
-from flax_transformers.objectives.modalities import ModalityClassification
+from flax_transformers.objectives.modalities import MaskedModalities, ModalityClassification
 from flax_transformers.objectives.signals import SignalSpec
+from flax_transformers.objectives.videos import MaskedVideo
 
 SPEC = SignalSpec(28)
 RNG = np.random.default_rng(0)
@@ -168,6 +169,31 @@ def test_an_evaluation_set_scores_what_its_source_holds_out(tmp_path):
         assert len(scored(data, files)) == (3 if split == "train" else 2)
     (tmp_path / "train.npy").unlink()
     np.testing.assert_array_equal(scored(data, files), found[:2])
+
+
+@pytest.mark.parametrize(
+    ("objective", "sources", "says"),
+    [
+        (MaskedVideo(), ("video",), "'x' is named 'other', but .* set name='video' of that source"),
+        (ModalityClassification(modality="audio"), ("audio", "video"), "needs 'audio'"),
+        (MaskedModalities(modalities=("a", "b")), ("a", "b"), "'x' has one source, but .* a, b in"),
+    ],
+)
+def test_an_evaluation_set_without_what_the_objective_needs_is_refused(objective, sources, says):
+    data, spec = (
+        SignalData(sources=tuple(Tones(name=name) for name in sources)),
+        objective.window_spec(28),
+    )
+    data.check_objective("O", spec)
+    one, other = (
+        data.of_evaluation_set(EvaluationSet("x", Tones(name=name)))
+        for name in (sources[0], "other")
+    )
+    with pytest.raises(UserError, match=says):
+        other.check_objective("O", spec)
+    if len(spec.names) == 1:
+        one.check_objective("O", spec)
+    other.check_objective("of the user's own", SPEC)
 
 
 def test_generated_arrays_are_kept_up_to_a_number_of_bytes():
