@@ -148,9 +148,13 @@ def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, D
     """The evaluation sets of a config by name, prepared with the tokenizers and the classes of the
     ``prepared`` training data, each as what is held out.
 
-    Raises UserError for a class that is not among those of the training data.
+    Raises UserError for a class that is not among those of the training data, if the objective or
+    the probes use labels.
     """
     found = []
+    labels = bool(
+        config.evaluation.probes or LABEL_HEADS.intersection(config.objective.needs.heads)
+    )
     of_run = tokenizers(prepared)
     for one in config.evaluation.sets:
         data = config.data.of_evaluation_set(one, prepared.label_names)
@@ -164,7 +168,7 @@ def evaluation_sets(config: TrainConfig, prepared: Dataset) -> list[tuple[str, D
                 "tokenizer than the training data; delete that folder to prepare it again"
             )
         theirs, ours = (getattr(each, "classes", each.label_names) for each in (own, prepared))
-        if theirs != ours:
+        if labels and theirs != ours:
             raise UserError(
                 f"the evaluation set {one.name!r} has the classes {listed(theirs)}, but the "
                 f"training data has {listed(ours)}; give both the same"

@@ -29,6 +29,7 @@ from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.report import table_of_sets
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.image_classification import ImageClassification
+from flax_transformers.objectives.masked_image import MaskedImage
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.objectives.sequence_classification import SequenceClassification
@@ -162,6 +163,11 @@ def test_images_of_a_set_have_the_classes_of_the_training_images(classes, tmp_pa
     prepared = prepared_data(data)
     with pytest.raises(UserError, match=rf"set 'other' has the classes '{classes[0]}'"):
         evaluation_sets(config, prepared)
+    learns_none = replace(config, objective=MaskedImage())
+    assert len(evaluation_sets(learns_none, prepared)) == 2
+    probed = replace(config.evaluation, probes=("knn",))
+    with pytest.raises(UserError, match=r"set 'other' has the classes"):
+        evaluation_sets(replace(learns_none, evaluation=probed), prepared)
     config = replace(config, evaluation=replace(config.evaluation, sets=tuple(sets[:1])))
     ((_, found),) = evaluation_sets(config, prepared)
     assert found.label_names == ("Katze", "Hund") and len(found.validation) == 12
