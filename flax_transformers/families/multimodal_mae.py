@@ -89,7 +89,8 @@ class Modality:
     def visible(self) -> int:
         """Number of visible tokens V."""
         tubes = self.tokens // self.masked_together
-        return int(tubes * (1 - self.mask_ratio)) * self.masked_together
+        share = round(tubes * (1 - self.mask_ratio), 6)  # 10 * (1 - 0.9) is less than 1 in float64
+        return int(share) * self.masked_together
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,21 @@ def test_flops_count_visible_tokens_in_the_trunk_and_all_in_a_decoder():
     assert alone.tokens == 7
 
 
+def test_the_visible_share_of_tokens_is_exact():
+    """In float64, 10 * (1 - 0.9) is less than 1."""
+    counts = {
+        (10, 0.9): 1,
+        (10, 0.8): 2,
+        (10, 0.7): 3,
+        (49, 0.8): 9,
+        (64, 0.3): 44,
+        (512, 0.8): 102,
+    }
+    for (tokens, mask_ratio), visible in counts.items():
+        one = ByteModality(name="text", length=tokens, mask_ratio=mask_ratio)
+        assert (one.tokens, one.visible) == (tokens, visible)
+
+
 def test_what_does_not_fit_is_refused(pretrained):
     model, params = pretrained
     with pytest.raises(UserError, match=r"'text' have shape \[9\], but the model's are \[10\]"):
