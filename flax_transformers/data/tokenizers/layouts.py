@@ -344,7 +344,8 @@ def _processor(facts: Facts, vocabulary: Mapping[str, int], prefix: bool) -> Any
 def _unsupported(belongs: str, facts: Facts) -> str:
     return (
         f"{belongs} to a {facts.tokenizer_class}, which is not supported; add the tokenizer.json "
-        "of the same tokenizer, which save_pretrained of its transformers class writes"
+        "of the same tokenizer, from the published model or as save_pretrained of its fast class "
+        "in transformers writes it"
     )
 
 
