@@ -90,16 +90,23 @@ def prepared_data(
 
     A finished store is opened without its source. A store that is prepared for a run which has
     trained already gets the tokenizers ``of_run``. If that run was ``trained_on`` a store with
-    another fingerprint, which an earlier version made of the same source, that one is opened.
+    another fingerprint, which an earlier version made of the same source, that one is opened, and
+    none is prepared.
     """
+    if trained_on is None:
+        return _prepared(data, of_run)
+
+    def of_the_run(dataset: Dataset) -> bool:
+        return trained_on in (dataset.fingerprint, *dataset.known_as)
+
+    stores = data.former_stores(of_run)
+    former = filter(of_the_run, (_prepared(replace(data, store=one), of_run) for one in stores))
+    own: Any = data.preparation(of_run=of_run)
+    unfinished = hasattr(own, "is_finished") and not own.is_finished()
+    if unfinished and (found := next(former, None)) is not None:
+        return found
     prepared = _prepared(data, of_run)
-    if trained_on is None or trained_on in (prepared.fingerprint, *prepared.known_as):
-        return prepared
-    for store in data.former_stores(of_run):
-        former = _prepared(replace(data, store=store), of_run)
-        if trained_on in (former.fingerprint, *former.known_as):
-            return former
-    return prepared
+    return prepared if of_the_run(prepared) else next(former, prepared)
 
 
 def store_of_run(workdir: epath.Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pwd
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from flax_transformers import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
+from flax_transformers.data.dataset import prepare
+from flax_transformers.data.images.dataset import ImageData
+from flax_transformers.data.images.kinds import ImageSource
+from flax_transformers.data.prepare.cached_stores import cache_directory
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
@@ -26,6 +31,7 @@ from flax_transformers.parallel import distributed
 from flax_transformers.storage.file_hashes import cache_root
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.config import Phase
+from tests.data.images.test_dataset import write_folder
 from tests.huggingface.tensors import drawn_model
 
 SMALLER = dataclasses.replace(tiny_bert(), num_layers=1, intermediate_size=16)
@@ -92,6 +98,21 @@ def test_a_stored_model_is_restored_with_the_generation_settings_of_its_config(t
     stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, generation=beams))
     restored = runtime.restored_model(stored)
     assert restored.model.config == restored.model_config == stored.model
+
+
+def test_a_resumed_run_of_images_takes_its_own_store_before_one_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "pets", ("Training", "Testing"))
+    data = ImageData(source=ImageSource(str(folder)))
+    before = cache_directory({"images": data.origin}, lambda: "a version before")  # its name there
+    former = prepare(dataclasses.replace(data, store=before))
+    found = runtime.prepared_data(data, trained_on=former.fingerprint)
+    assert found.directory == before
+    assert {*os.listdir(os.path.dirname(before))} == {"known", os.path.basename(before)}
+    other = runtime.prepared_data(data, trained_on="another store")
+    assert other.directory not in (None, before)
+    # A store of this version that the run was trained on goes first.
+    assert runtime.prepared_data(data, trained_on=other.fingerprint).directory == other.directory
 
 
 def test_a_job_of_several_processes_prepares_no_data(tmp_path, monkeypatch):
