@@ -68,6 +68,9 @@ class MixtureOfDenoisers(SequenceLoss):
     Windows have the same length for all denoisers: the maximum for which the inputs of each fit,
     minus one for each document end inside, as in `SpanCorruption`. Targets have the length of the
     longest.
+
+    Prompts get no mode by themselves: the text of a prompt begins with the token of one, and has a
+    sentinel where text is missing. After mode [S] and a text, the first sentinel asks for the rest.
     """
 
     loss_name: ClassVar[str] = "mixture_of_denoisers"

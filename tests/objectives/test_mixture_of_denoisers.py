@@ -103,6 +103,15 @@ def test_modes_are_drawn_by_their_shares():
         assert abs(modes.count(mode) - draws * share) < 4 * np.sqrt(draws * share * (1 - share))
 
 
+def test_a_continuation_is_asked_for_by_the_mode_a_text_and_the_first_sentinel():
+    """As docs/generation.md writes prompts; the end is that of the frame."""
+    source, row = prepare(20, np.random.default_rng(6), only("S", 0.25, None))
+    mode, *text, sentinel, end = used(row, "input_ids")
+    assert (mode, sentinel) == (S, SENTINELS[0])
+    assert (end,) == MixtureOfDenoisers().frame(VOCAB).after
+    assert text == source[: len(text)] and labels_of(row) == [sentinel, *source[len(text) :], end]
+
+
 @pytest.mark.slow
 def test_each_denoiser_is_drawn_by_its_share():
     rng, draws = np.random.default_rng(4), 3000
