@@ -45,7 +45,6 @@ def trainer_of(case: Case, dtype: Any, *, scan: bool, remat: Any = "none") -> Tr
         objective=case.objective,
         optimizer=AdamW(no_decay=("bias", "scale")),
         total_steps=1000,
-        gradient_reduce_dtype=compute.gradient_reduce_dtype,
     )
 
 

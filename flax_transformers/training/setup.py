@@ -80,7 +80,6 @@ def make_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         skip_spikes_above=config.skip_spikes_above,
         max_consecutive_skips=config.max_consecutive_skips,
         total_steps=config.total_steps,
-        gradient_reduce_dtype=config.compute.gradient_reduce_dtype,
         module_norms=config.logging.module_norms,
     )
 

@@ -59,8 +59,7 @@ class Trainer:
     optax transformation, or a config such as ``AdamW(...)``, whose schedule runs over
     ``total_steps``. ``mesh``: of ``ft.make_mesh``; by default data parallelism over all devices.
     ``micro_batches``: gradient-accumulation steps. ``ema``, ``lora``, ``skip_spikes_above``,
-    ``max_consecutive_skips``, ``gradient_reduce_dtype`` and ``module_norms`` are as in
-    ``TrainConfig``, its ``ComputeConfig`` and its ``Logging``.
+    ``max_consecutive_skips`` and ``module_norms`` are as in ``TrainConfig`` and its ``Logging``.
 
     Nothing is computed or allocated before ``init``, so the devices of ``mesh`` need not be there.
     Raises UserError for a model that lacks what the objective needs, or a layer named in ``lora``.
@@ -79,7 +78,6 @@ class Trainer:
         skip_spikes_above: float | None = None,
         max_consecutive_skips: int = 20,
         total_steps: int | None = None,
-        gradient_reduce_dtype: str = "float32",
         module_norms: bool = False,
     ) -> None:
         self.mesh = make_mesh() if mesh is None else mesh
@@ -111,8 +109,7 @@ class Trainer:
                 optimizer = optimizer.make(total_steps)
         self.optimizer = _without(optimizer, base) if base else optimizer
         self.micro_batches, self.skip_spikes_above = micro_batches, skip_spikes_above
-        self.max_consecutive_skips = max_consecutive_skips
-        self.gradient_reduce_dtype, self.module_norms = gradient_reduce_dtype, module_norms
+        self.max_consecutive_skips, self.module_norms = max_consecutive_skips, module_norms
 
     @functools.cached_property
     def abstract(self) -> TrainState:
@@ -146,6 +143,7 @@ class Trainer:
     def train_step(self, micro_batches: int | None = None) -> jax.stages.Wrapped:
         """The jitted ``(state, batch) -> (state, StepReport)``, to be called or lowered under
         ``jax.set_mesh(trainer.mesh)``; it donates its state."""
+        compute = getattr(self.model, "compute", ComputeConfig())
         step = make_train_step(
             self.objective,
             self.functions,
@@ -154,7 +152,7 @@ class Trainer:
             frozen=self.frozen,
             of_model=self._of_model,
             ema=self.ema,
-            gradient_reduce_dtype=self.gradient_reduce_dtype,
+            gradient_reduce_dtype=compute.gradient_reduce_dtype,
             skip_spikes_above=self.skip_spikes_above,
             with_module_norms=self.module_norms,
             in_place=self.mesh.devices.flat[0].platform == "cpu",

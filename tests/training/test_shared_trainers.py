@@ -29,7 +29,7 @@ def test_equal_arguments_share_a_trainer():
 
 
 @pytest.mark.parametrize(
-    "other", [{"micro_batches": 2}, {"module_norms": True}, {"gradient_reduce_dtype": "bfloat16"}]
+    "other", [{"micro_batches": 2}, {"module_norms": True}, {"skip_spikes_above": 2.0}]
 )
 def test_any_other_argument_has_a_trainer_of_its_own(other):
     assert made(**other) is not made()

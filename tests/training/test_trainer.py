@@ -16,6 +16,7 @@ from flax_transformers.objectives.base import Vocabulary
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.optim.ema import EMAConfig
 from flax_transformers.optim.optimizers import AdamW
+from flax_transformers.parallel.partitioning import gradient_dtype
 from flax_transformers.testing import assert_bit_equal, tiny_bert
 
 VOCABULARY = Vocabulary(
@@ -255,3 +256,20 @@ def test_a_model_that_was_built_and_one_of_plain_layers_are_trained_too():
         model=model, objective=MaskedLM(), optimizer=optax.sgd(0.1), mesh=ft.make_mesh(fsdp=2)
     )
     assert jax.tree.all(jax.tree.map(lambda leaf: leaf.dtype == jnp.float32, built.abstract.params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gradients_are_reduced_in_the_dtype_of_the_compute_of_the_model(dtype):
+    seen = []
+
+    class Asks(MaskedLM):
+        def terms(self, *arguments):
+            seen.append(str(gradient_dtype(jnp.dtype("bfloat16"))))
+            return super().terms(*arguments)
+
+    model = build_model(tiny_bert(), ComputeConfig("bfloat16", gradient_reduce_dtype=dtype))
+    built = ft.Trainer(model=model, objective=Asks(), optimizer=optax.sgd(0.1))
+    with jax.set_mesh(built.mesh):
+        built.train_step().trace(built.abstract, built.place(next(batches(1))))
+    assert seen == [dtype]
