@@ -2,11 +2,7 @@
 
 Modules and objectives use logical axes ("batch", "vocab"). The rules that map these to a mesh are
 set by ``flax.linen.logical_axis_rules``, and the mesh by ``jax.set_mesh``; without them, nothing is
-divided.
-
-Parameters use the logical axes ``vocab embed features heads key_heads head_dim mlp positions
-token_types norm running labels layers expert router channels patch_frames patch_height
-patch_width``; activations use ``batch length features heads key_heads head_dim mlp vocab``.
+divided. ``rules.RULES`` lists the axes.
 """
 
 from __future__ import annotations
