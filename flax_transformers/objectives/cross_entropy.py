@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flax_transformers.objectives.base import LossTerms
 from flax_transformers.parallel.matmul import gradient_product, plain_einsum
-from flax_transformers.parallel.partitioning import parts
+from flax_transformers.parallel.partitioning import LANES, parts
 
 
 class Scores(NamedTuple):
@@ -89,7 +89,6 @@ def label_terms(
     )
 
 
-_LANES = 128
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -117,8 +116,8 @@ def lm_scores(unembedding: Any, labels_BM: jax.Array, max_logits: int) -> Scores
     each = vocabulary // shards
     if positions * each <= max_logits:
         return cross_entropy(unembedding.logits(), labels_BM)
-    chunks = -(-each // max(_LANES, max_logits // positions // _LANES * _LANES))
-    size = -(-each // chunks // _LANES) * _LANES
+    chunks = -(-each // max(LANES, max_logits // positions // LANES * LANES))
+    size = -(-each // chunks // LANES) * LANES
 
     def cut(x_V: jax.Array) -> jax.Array:
         """[V, ...] to [chunks, t, v, ...], padded with zeros."""

@@ -23,6 +23,10 @@ SCORES = ("batch", "heads", "length", None)
 INTERMEDIATE = ("batch", "length", "mlp")
 LOGITS = ("batch", "length", "vocab")
 
+LANES = 128
+"""Lanes of a TPU's registers and tiles: block sizes are multiples of it, and narrower shards are
+padded."""
+
 _gradient_dtype: ContextVar[str] = ContextVar("gradient_dtype", default="float32")
 
 

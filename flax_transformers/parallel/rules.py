@@ -13,12 +13,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from flax_transformers.errors import UserError
+from flax_transformers.parallel.partitioning import LANES
 
 log = logging.getLogger(__name__)
-
-LANES = 128
-"""Lanes of a TPU register. Narrower shards are padded, and XLA gathers them by an all-reduce of
-zeros."""
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # activations

@@ -18,12 +18,11 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.monitoring.device_specs import DeviceSpec, device_spec
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
+from flax_transformers.parallel.partitioning import LANES
 from flax_transformers.planning.plan import GIB, StepPlan, bytes_on_device, plan
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.setup import make_trainer, phase_flops
 
-LANES = 128
-"""Width of a TPU's tiles; narrower shards are communicated padded."""
 _SLACK = 1.5  # error of the memory estimate
 _NEIGHBOURS = 2  # candidates for the number of micro-batches, from the smallest that may fit
 

@@ -14,17 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from flax_transformers.models.kernels.masks import AttentionMask
-from flax_transformers.parallel.partitioning import mesh_axes_of, parts
+from flax_transformers.parallel.partitioning import LANES, mesh_axes_of, parts
 
 Axes = tuple[str | None, ...] | PartitionSpec
 """Logical names of an array's axes, or the mesh's own."""
 
 ATTENDED = "attended"
 """Checkpoint name of a kernel's result and residuals."""
-
-
-LANES = 128
-"""Width of a TPU's vectors: block sizes are multiples of it."""
 
 
 def on_each_device(
