@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flax_transformers.cli.config_file import recipe
     from flax_transformers.config_json import register
     from flax_transformers.data.sequences import SequenceDataset
+    from flax_transformers.evaluation.held_out import evaluation_batches
     from flax_transformers.export import push_to_hub
     from flax_transformers.huggingface.family import Family, published_sizes
     from flax_transformers.monitoring.sinks import MetricSink
@@ -31,6 +32,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "attention_probabilities",
+    "evaluation_batches",
     "export_program",
     "load_pretrained",
     "load_program",
@@ -52,6 +54,7 @@ _MODULES = {
     "SequenceDataset": "data.sequences",
     "Trainer": "training.trainer",
     "attention_probabilities": "reporting.attention",
+    "evaluation_batches": "evaluation.held_out",
     "export_program": "serving",
     "load_pretrained": "pretrained",
     "load_program": "serving",

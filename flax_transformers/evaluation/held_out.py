@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples, Subset
-from flax_transformers.data.pipeline.loader import evaluation_batches
+from flax_transformers.data.pipeline.loader import ordered_batches
+from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
@@ -41,7 +43,7 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
 
         whole = Accumulator()
         found: dict[str, float] = {}
-        for part, examples in _held_out_parts(config, prepared, length):
+        for part, examples in _held_out_parts(objective, prepared, length):
             totals = Accumulator()
             batches = scored_batches(config, examples, objective, prepared.vocabulary, length, rows)
             for sums in fetched_one_behind(map(score, batches)):
@@ -54,24 +56,57 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
     return evaluate
 
 
+def evaluation_batches(
+    prepared: Dataset,
+    objective: Objective,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each held-out example once, in order, for ``Trainer.evaluate``; see `ordered_batches`.
+
+    ``prepared`` and ``rows`` are as in `training_batches`. Masks are those of the evaluation of a
+    run. Raises UserError if nothing is held out.
+    """
+    parts = dict(_held_out_parts(objective, prepared, sequence_length))
+    if not parts:
+        raise UserError(
+            f"{prepared.directory} has no held-out examples; give a SequenceDataset validation=, "
+            "or set data.validation_source"
+        )
+    return itertools.chain.from_iterable(
+        ordered_batches(
+            examples,
+            objective,
+            prepared.vocabulary,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            rows=rows,
+            seed=EVALUATION_SEED,
+        )
+        for examples in parts.values()
+    )
+
+
 def held_out_batches(
     config: TrainConfig, prepared: Dataset, length: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of evaluation, in rows of ``length``; none if nothing is held out.
 
     ``rows`` are those of each batch that this host makes, by default all; see
-    `evaluation_batches`. No batch holds examples of two components of a mixture.
+    `ordered_batches`. No batch holds examples of two components of a mixture.
     """
-    for _, examples in _held_out_parts(config, prepared, length):
+    for _, examples in _held_out_parts(config.objective, prepared, length):
         objective, vocabulary = config.objective, prepared.vocabulary
         yield from scored_batches(config, examples, objective, vocabulary, length, rows)
 
 
 def _held_out_parts(
-    config: TrainConfig, prepared: Dataset, length: int
+    objective: Objective, prepared: Dataset, length: int
 ) -> Iterator[tuple[str, Examples]]:
     """The held-out examples of each component of a mixture by name; other data under ""."""
-    examples = prepared.examples("validation", config.objective.window_spec(length))
+    examples = prepared.examples("validation", objective.window_spec(length))
     if examples is not None:
         yield from examples.components
 
@@ -87,7 +122,7 @@ def scored_batches(
     """The batches of the examples that a run is scored on, prepared by an ``objective``; see
     `held_out_batches`."""
     chosen = scored_examples(examples, config.evaluation.max_examples)
-    batches = evaluation_batches(
+    batches = ordered_batches(
         Subset(examples, chosen),
         objective,
         vocabulary,

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers.checkpointing.weights_note import note_weights
-from flax_transformers.data.pipeline.loader import evaluation_batches
+from flax_transformers.data.pipeline.loader import ordered_batches
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
@@ -144,7 +144,7 @@ class _Pass:
             self.weights.path, len(found), store.directory, store.split,
         )  # fmt: skip
         settings: dict[str, Any] = {"sequence_length": self.length, "batch_size": size, "seed": 0}
-        batches = evaluation_batches(
+        batches = ordered_batches(
             examples, objective, self.prepared.vocabulary, rows=rows, **settings
         )
         with jax.set_mesh(mesh):

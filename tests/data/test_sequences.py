@@ -17,7 +17,7 @@ from flax_transformers.data.dataset import (
     prepare,
     training_examples,
 )
-from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.loader import TrainStream, ordered_batches
 from flax_transformers.data.sequences import raw_example
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.errors import UserError
@@ -137,7 +137,7 @@ def test_held_out_texts_come_in_pairs_and_held_out_images_alone(objective):
 def test_evaluation_reads_each_held_out_item_once():
     data = SequenceDataset(ROWS, validation=ROWS[:5], prepared=True)
     examples = data.examples("validation", CausalLM().window_spec(4))
-    batches = evaluation_batches(
+    batches = ordered_batches(
         examples, CausalLM(), data.vocabulary, sequence_length=4, batch_size=2, seed=0
     )
     numbers = np.concatenate([batch["example_id"] for batch in batches])

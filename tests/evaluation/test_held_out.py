@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flax_transformers as ft
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import PreparedText
@@ -159,6 +160,22 @@ def test_examples_that_are_scored_keep_their_numbers(prepared, count):
     numbers = np.concatenate([batch["example_id"] for batch in batches])
     total = by_hand(prepared)[1]
     assert numbers[numbers >= 0].tolist() == evenly_spread(total, count).tolist()
+
+
+def test_a_loop_of_ones_own_reads_the_batches_that_a_run_is_scored_on(prepared):
+    config = tiny_config(
+        "text.txt", "store", objective=Shares(), evaluation=Evaluation(0, batch_size=8)
+    )
+    whole = ft.evaluation_batches(prepared, Shares(), sequence_length=LENGTH, batch_size=8)
+    expected = held_out_batches(config, prepared, LENGTH)
+    for found, batch in zip(whole, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, batch)
+
+
+def test_batches_of_data_without_held_out_examples_are_refused():
+    data = ft.SequenceDataset([{"input_ids": [5, 6]}], name="pairs")
+    with pytest.raises(UserError, match="^pairs has no held-out examples; give a SequenceDataset"):
+        ft.evaluation_batches(data, Shares(), sequence_length=LENGTH, batch_size=8)
 
 
 def test_max_examples_can_exceed_the_number_of_examples(prepared):

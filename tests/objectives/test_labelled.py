@@ -12,7 +12,7 @@ import pytest
 
 from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
-from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.loader import TrainStream, ordered_batches
 from flax_transformers.data.sources.conllu import TaggedSource
 from flax_transformers.data.sources.labelled import ChoiceSource, LabelledSource
 from flax_transformers.data.sources.squad import QuestionSource
@@ -185,7 +185,7 @@ def test_halves_of_a_batch_add_up_to_the_whole_and_empty_examples_have_no_weight
     examples = prepared.examples("validation", objective.window_spec(LENGTH))
     size = len(examples) + 3 + len(examples) % 2
     size += size % 2
-    (batch,) = evaluation_batches(
+    (batch,) = ordered_batches(
         examples, objective, prepared.vocabulary, sequence_length=LENGTH, batch_size=size, seed=0
     )
 

@@ -201,7 +201,7 @@ class _EvaluationBatches:
         return zeros | {"example_id": np.array(-1, np.int64)}
 
 
-def evaluation_batches(
+def ordered_batches(
     examples: Examples,
     objective: Objective,
     vocab: Vocabulary,

@@ -11,7 +11,7 @@ import numpy as np
 
 from flax_transformers.data.dataset import Dataset, training_examples
 from flax_transformers.data.pipeline.examples import Examples, Subset
-from flax_transformers.data.pipeline.loader import evaluation_batches
+from flax_transformers.data.pipeline.loader import ordered_batches
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.baselines import of_set
 from flax_transformers.evaluation.features.classifiers import linear_probe, nearest_neighbours
@@ -100,7 +100,7 @@ def _features(
 ) -> Features:
     """The features of all examples, on every host."""
     size, mesh = config.evaluation.batch_size, snapshot.mesh
-    batches = evaluation_batches(
+    batches = ordered_batches(
         examples,
         objective,
         _NO_TEXT,

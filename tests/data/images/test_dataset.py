@@ -21,7 +21,7 @@ from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource, split_of_path
 from flax_transformers.data.images.sources import open_images, own_held_out
 from flax_transformers.data.images.store import SKIPPED
-from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.loader import TrainStream, ordered_batches
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.images import ImageSpec
@@ -479,7 +479,7 @@ def test_training_is_augmented_and_mixed_and_evaluation_is_not(tmp_path):
     assert (train["label_weights"][:, 1] > 0).any()
     examples = prepared.examples("validation", MIXED.window_spec(SIDE))
     found = list(
-        evaluation_batches(
+        ordered_batches(
             examples, MIXED, prepared.vocabulary, sequence_length=SIDE, batch_size=4, seed=0
         )
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from flax_transformers.data.pipeline.examples import Examples
-from flax_transformers.data.pipeline.loader import TrainStream, evaluation_batches
+from flax_transformers.data.pipeline.loader import TrainStream, ordered_batches
 from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.errors import UserError
@@ -97,7 +97,7 @@ def over_hosts(hosts, batches, **settings):
 def evaluate(count, batch_size, hosts=1, seed=7):
     return [
         list(
-            evaluation_batches(
+            ordered_batches(
                 Numbers(count),
                 RandomTags(),
                 VOCAB,
