@@ -29,8 +29,8 @@ class Triangle:
 
 
 @dataclass(frozen=True)
-class SignedMomentum:
-    """An optimizer: Lion for matrices, Adam for all else, behind one clip."""
+class LionAndAdam:
+    """An optimizer: Lion for the matrices of layers, Adam for all else, behind one clip."""
 
     peak: float = 3e-3
     max_grad_norm: float = 1.0
@@ -45,11 +45,11 @@ class SignedMomentum:
         kinds = {"matrix": optax.lion(rate), "other": optax.adam(rate)}
 
         def kind(params: optax.Params) -> optax.Params:
+            # Kernels of layers are stacked, [L, D, F]; tables and stacked biases have two axes.
             return jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 2 else "other", params)
 
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_grad_norm), optax.multi_transform(kinds, kind)
-        )
+        clip = optax.clip_by_global_norm(self.max_grad_norm)
+        return optax.chain(clip, optax.partition(kinds, kind))
 
 
 def get_config() -> TrainConfig:
@@ -57,7 +57,7 @@ def get_config() -> TrainConfig:
     return replace(
         recipe,
         model=replace(recipe.model, hidden_size=64, intermediate_size=128),
-        optimizer=SignedMomentum(),
+        optimizer=LionAndAdam(),
         phases=(Phase(steps=20, sequence_length=32, batch_size=16),),
     )
 
