@@ -15,16 +15,15 @@ package registers it by an entry point instead::
 
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
 import flax_transformers as ft
-from flax_transformers.huggingface import fields
+from flax_transformers.huggingface.fields import JsonFields
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm
 from flax_transformers.models.config import TextConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM
@@ -65,20 +64,10 @@ FIELDS = {
 }
 """Fields of the config: ours to those of config.json."""
 
-
-def from_huggingface(config: Mapping[str, Any]) -> MegatronBertConfig:
-    found = fields.common_fields(config, MegatronBertConfig())  # the architecture, labels ...
-    found |= fields.read_numbers(config, FIELDS, MegatronBertConfig())
-    return fields.make_config(MegatronBertConfig, found)
-
-
-def to_huggingface(config: MegatronBertConfig) -> dict[str, Any]:
-    return {
-        "model_type": "megatron-bert",
-        "hidden_act": "gelu",
-        **fields.common_json(config),
-        **fields.write_fields(config, FIELDS),
-    }
+JSON = JsonFields(
+    defaults=MegatronBertConfig(), fixed={"model_type": "megatron-bert"}, numbers=FIELDS
+)
+"""How config.json is read and written; the architecture, labels and `hidden_act` need no entry."""
 
 
 def weights(config: MegatronBertConfig) -> WeightTable:
@@ -109,13 +98,8 @@ def weights(config: MegatronBertConfig) -> WeightTable:
 
 
 FAMILY = ft.register(
-    ft.Family(
-        config=MegatronBertConfig,
-        architectures={"MegatronBertForMaskedLM": EncoderForMaskedLM},
-        model_types=("megatron-bert",),
-        from_huggingface=from_huggingface,
-        to_huggingface=to_huggingface,
-        weights=weights,
+    ft.Family.of_table(
+        JSON, architectures={"MegatronBertForMaskedLM": EncoderForMaskedLM}, weights=weights
     )
 )
 
