@@ -251,9 +251,8 @@ class ExampleView:
 class Objective(Protocol):
     """A frozen dataclass of settings with these five methods.
 
-    An objective whose loss couples the rows of a batch has a sixth, ``whole_batch_terms(model,
-    params, batch, rngs, chunks)``: the terms of the whole global batch, with the model run on one
-    of ``chunks`` micro-batches at a time. Training then uses it instead of ``terms``.
+    Members that only some objectives have, such as ``frame`` and ``whole_batch_terms``, are found
+    by their names: "Optional members" of docs/extending.md.
     """
 
     needs: ClassVar[ModelNeeds]
