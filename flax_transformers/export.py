@@ -310,7 +310,7 @@ class Exporter(Callback):
         if every is None or (step % every and step != self._config.total_steps):
             return
         with watchdog.phase("save"):
-            params = state.best_params
+            params = state.evaluation_params
             try:
                 self._write(step, self._merge(params) if self._config.lora.is_on else params)
             except (UserError, OSError) as error:

@@ -373,13 +373,13 @@ def test_what_cannot_be_written_is_a_warning_and_later_exports_are_removed(tmp_p
     exporter = Exporter(config, model, epath.Path(tmp_path), {})
     (tmp_path / "exports").write_text("in the way")
     params = drawn_parameters(model, parameter_shapes(model))
-    exporter.on_step(3, SimpleNamespace(best_params=params))
+    exporter.on_step(3, SimpleNamespace(evaluation_params=params))
     assert "step 3 is not exported" in caplog.text
     (tmp_path / "exports").unlink()
     for step in (900, 1000):  # of a run that went further before it returned to a checkpoint
         (tmp_path / "exports" / str(step)).mkdir(parents=True)
     for step in (3, 6):
-        exporter.on_step(step, SimpleNamespace(best_params=params))
+        exporter.on_step(step, SimpleNamespace(evaluation_params=params))
     assert sorted(folder.name for folder in (tmp_path / "exports").iterdir()) == ["3", "6"]
 
 
@@ -393,9 +393,9 @@ def test_an_export_of_the_same_step_is_kept_until_the_new_one_is_complete(tmp_pa
     earlier.write_text("")
     shutil.copytree(earlier.parent, tmp_path / "exports" / ".3.old")  # of a process that was killed
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
-    exporter.on_step(3, SimpleNamespace(best_params=broken))
+    exporter.on_step(3, SimpleNamespace(evaluation_params=broken))
     assert "step 3 is not exported" in caplog.text and earlier.exists()
-    exporter.on_step(3, SimpleNamespace(best_params=params))
+    exporter.on_step(3, SimpleNamespace(evaluation_params=params))
     assert [folder.name for folder in (tmp_path / "exports").iterdir()] == ["3"]
     assert not earlier.exists() and (earlier.parent / "config.json").exists()
 

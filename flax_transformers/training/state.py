@@ -55,7 +55,7 @@ class TrainState(struct.PyTreeNode):
         return joined(self.params, self.model_state)
 
     @property
-    def best_params(self) -> Any:
+    def evaluation_params(self) -> Any:
         """The variables to evaluate: their average if one is kept."""
         return self.variables if self.ema is None else self.ema
 

@@ -128,7 +128,7 @@ class Trainer:
 
     def model_params(self, state: TrainState, *, averaged: bool = True) -> Any:
         """The parameters to evaluate: the average if one is kept, with adapters merged into it."""
-        params = state.best_params if averaged else state.variables
+        params = state.evaluation_params if averaged else state.variables
         return params if self.adapters is None else self._merge(params)
 
     @functools.cached_property

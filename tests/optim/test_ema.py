@@ -78,9 +78,9 @@ def test_training_itself_does_not_see_the_average():
 def test_off_it_has_no_copy_and_the_parameters_themselves_are_evaluated():
     state = states(EMAConfig(), SLOPES)[-1]
     assert state.ema is None
-    assert state.best_params is state.params
+    assert state.evaluation_params is state.params
     averaged = states(EMAConfig(0.9), SLOPES)[-1]
-    assert averaged.best_params is averaged.ema
+    assert averaged.evaluation_params is averaged.ema
 
 
 def test_a_state_that_starts_from_other_parameters_averages_from_them():

@@ -133,7 +133,7 @@ def test_an_optimizer_that_keeps_parameters_keeps_the_given_ones(plain, ema):
     state = keeping.init(params=params)
     assert_bit_equal(state.opt_state.z, params)
     assert_bit_equal(state.params, params)
-    assert_bit_equal(state.best_params, params)
+    assert_bit_equal(state.evaluation_params, params)
     for batch in batches(1):
         state, metrics = keeping.step(state, batch)  # which donates each of them once
     assert np.isfinite(metrics["train/loss"])
