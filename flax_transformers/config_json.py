@@ -148,6 +148,7 @@ _FORMER_IDS = {"execution": "compute"}
 FORMER_FIELDS = {
     "execution": "compute",
     "gates": "filters",
+    "ledger": "example_log",
     "logits_held": "max_logits",
     "max_rewinds": "max_rollbacks",
     "max_skipped_in_a_row": "max_consecutive_skips",

@@ -188,7 +188,7 @@ def tiny_config(
         phases=(Phase(steps, sequence_length, batch_size, micro_batches),),
         checkpoints=CheckpointConfig(every_steps=5),
         evaluation=Evaluation(every_steps=0, batch_size=16),
-        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+        logging=Logging(every_steps=1, tensorboard=False, example_log=True),
         compute=ComputeConfig(),  # float32 on every processor
     )
     return dataclasses.replace(config, **changes)

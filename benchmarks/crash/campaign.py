@@ -37,10 +37,10 @@ def fingerprint(workdir: Path) -> tuple[str, str]:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(restore_arrays(workdir)):
         digest.update(jax.tree_util.keystr(path).encode() + leaf.tobytes())
-    ledgers = hashlib.sha256()
+    examples = hashlib.sha256()
     for file in sorted(workdir.glob("ledger-*.jsonl")):
-        ledgers.update(file.read_bytes())
-    return digest.hexdigest(), ledgers.hexdigest()
+        examples.update(file.read_bytes())
+    return digest.hexdigest(), examples.hexdigest()
 
 
 def next_fault(fault: Fault, folder: Path, workdir: Path) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def settings(folder: Path, processes: int, options: dict[str, object] | None = N
         "evaluation.max-examples": 16,
         "evaluation.every-steps": 0,
         "checkpoints.every-steps": SAVE_EVERY[processes],
-        "logging.ledger": True,
+        "logging.example_log": True,
         "logging.tensorboard": False,
     }
     changes |= options or {}

@@ -22,6 +22,7 @@ from tyro.conf import (
 )
 from tyro.constructors import PrimitiveConstructorSpec
 
+from flax_transformers.config_json import FORMER_FIELDS
 from flax_transformers.errors import UserError
 from flax_transformers.ranges import Range, parse_integer, shown
 
@@ -209,6 +210,7 @@ def override(config: T, overrides: Sequence[str]) -> T:
     if not overrides:
         return config
     names = _field_names(config)
+    overrides = [_current(token, names) for token in overrides]
     try:
         with _errors_as_sentences():
             parsed: Any
@@ -226,6 +228,15 @@ def override(config: T, overrides: Sequence[str]) -> T:
     if unknown:
         raise UnknownOption(unknown[0], names)
     return changed
+
+
+def _current(token: str, names: Sequence[str]) -> str:
+    """An option by the current names of its fields, if it has none of ``names``."""
+    option, equals, value = token.removeprefix("--").partition("=")
+    if not token.startswith("--") or option.replace("_", "-") in names:
+        return token
+    path = [FORMER_FIELDS.get(name.replace("-", "_"), name) for name in option.split(".")]
+    return f"--{'.'.join(path)}{equals}{value}"
 
 
 def _without_sections(config: T, overrides: Sequence[str]) -> tuple[T, list[str]]:

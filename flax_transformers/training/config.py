@@ -125,7 +125,7 @@ class Logging:
     module_norms: bool = False
     """Also write the norms of gradients and parameters of each module, with all layers of a stack
     together: ``optimizer/grad_norm/PATH`` and ``optimizer/param_norm/PATH``."""
-    ledger: bool = False
+    example_log: bool = False
     """Append the ids of the examples of each step to ``ledger-<process>.jsonl``, to check that a
     restarted run repeats and skips none."""
     hang_dump_s: float = 600.0

@@ -240,7 +240,7 @@ def _run_phase(
                 step_metrics.fetch_previous()
             step_metrics.sent(report)
             position.step += 1
-            if config.logging.ledger:
+            if config.logging.example_log:
                 example_log.write(position.step, ids)
             listeners.step(position.step, state)
             last = position.done(config)

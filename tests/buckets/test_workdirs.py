@@ -40,7 +40,7 @@ def settings(tmp_path, bucket):
         *("--phases.0.steps", "4", "--phases.0.sequence-length", "32"),
         *("--phases.0.batch-size", "16", "--evaluation.batch-size", "16"),
         *("--optimizer.schedule.warmup-steps", "1"),
-        *("--logging.every-steps", "1", "--logging.ledger", "True"),
+        *("--logging.every-steps", "1", "--logging.example-log", "True"),
         *("--checkpoints.every-steps", "2"),
     ]
 
@@ -133,8 +133,8 @@ def test_two_processes_train_in_a_bucket_as_one_does(bucket, settings, environme
     assert relative_difference(losses(workdir), losses(alone)) < 1e-5
 
 
-def ids(ledger: epath.Path) -> dict[int, list[int]]:
-    rows = map(json.loads, ledger.read_text().splitlines())
+def ids(log: epath.Path) -> dict[int, list[int]]:
+    rows = map(json.loads, log.read_text().splitlines())
     return {row["step"]: sorted(row["ids"]) for row in rows}
 
 

@@ -39,7 +39,7 @@ def get_config():
         phases={phases},
         checkpoints=CheckpointConfig(every_steps=100),
         evaluation=Evaluation(batch_size=8),
-        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+        logging=Logging(every_steps=1, tensorboard=False, example_log=True),
     )
 """
 VIT = {

@@ -134,6 +134,16 @@ def test_an_entry_of_several_sections_is_removed_by_none():
         override(config, ["--phases.2", "None"])
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [["--logging.ledger", "True"], ["--logging.ledger=True"], ["--logging.example_log", "True"]],
+)
+def test_an_option_of_a_former_name_sets_the_field_of_today(tokens):
+    config = tiny_config("text.txt", "store")
+    config = replace(config, logging=Logging())
+    assert override(config, tokens).logging == Logging(example_log=True)
+
+
 def test_phases_in_a_list_take_options(capsys):
     config = tiny_config("text.txt", "store")
     listed = replace(config, phases=list(config.phases))

@@ -12,9 +12,9 @@ from flax_transformers.monitoring.example_log import ExampleLog
 
 
 def write(workdir, steps, start_step=0):
-    with ExampleLog(workdir, start_step) as ledger:
+    with ExampleLog(workdir, start_step) as log:
         for step in steps:
-            ledger.write(step, np.array([step * 10, step * 10 + 1], np.int64))
+            log.write(step, np.array([step * 10, step * 10 + 1], np.int64))
 
 
 def lines(workdir):
@@ -22,10 +22,10 @@ def lines(workdir):
 
 
 def test_each_step_is_a_line_that_can_be_read_at_once(tmp_path):
-    with ExampleLog(tmp_path, 0) as ledger:
-        ledger.write(1, np.array([7, 3]))
+    with ExampleLog(tmp_path, 0) as log:
+        log.write(1, np.array([7, 3]))
         assert lines(tmp_path) == [{"step": 1, "ids": [7, 3]}]
-        ledger.write(2, np.array([5, 9]))
+        log.write(2, np.array([5, 9]))
     assert lines(tmp_path)[1:] == [{"step": 2, "ids": [5, 9]}]
 
 
@@ -57,7 +57,7 @@ def test_files_of_processes_that_are_gone_are_cut_too(tmp_path):
 
 
 def test_a_full_disk_is_told_in_a_sentence(tmp_path):
-    with ExampleLog(tmp_path, 0) as ledger:
+    with ExampleLog(tmp_path, 0) as log:
         (tmp_path / "ledger-0.jsonl").symlink_to("/dev/full")
         with pytest.raises(UserError, match=r"ledger-0.jsonl cannot be written \(No space left"):
-            ledger.write(1, np.array([7]))
+            log.write(1, np.array([7]))

@@ -46,7 +46,7 @@ def arguments(folder, workdir, steps):
         "mesh.data": 2,
         "mesh.fsdp": 2,
         "logging.every-steps": 1,
-        "logging.ledger": True,
+        "logging.example_log": True,
         "logging.tensorboard": False,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]

@@ -231,7 +231,7 @@ def test_the_checkpoint_holds_config_position_and_tokenizer(straight):
     assert (found.folder / "tokenizer" / "tokenizer_config.json").exists()
 
 
-def test_the_ledger_shows_each_example_once_an_epoch(straight):
+def test_the_example_log_shows_each_example_once_an_epoch(straight):
     workdir, _ = straight
     lines = (workdir / f"ledger-{jax.process_index()}.jsonl").read_text().splitlines()
     ids = [i for line in lines for i in json.loads(line)["ids"]]

@@ -47,15 +47,15 @@ def everything(workdir):
     return manager.restore_arrays(found)
 
 
-def ledger(workdir):
+def examples(workdir):
     lines = (workdir / "ledger-0.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def assert_same_run(workdir, straight):
     assert_bit_equal(everything(workdir), everything(straight))
-    assert ledger(workdir) == ledger(straight)
-    assert [row["step"] for row in ledger(workdir)] == list(range(1, 21))
+    assert examples(workdir) == examples(straight)
+    assert [row["step"] for row in examples(workdir)] == list(range(1, 21))
 
 
 def test_killed_after_nine_steps_it_repeats_two_and_ends_equal(folder, straight):

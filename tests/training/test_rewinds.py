@@ -35,7 +35,7 @@ def config(tmp_path):
         max_consecutive_skips=2,
         max_rollbacks=1,
         checkpoints=CheckpointConfig(every_steps=SAVED_EVERY),
-        logging=dataclasses.replace(found.logging, ledger=True),
+        logging=dataclasses.replace(found.logging, example_log=True),
     )
 
 

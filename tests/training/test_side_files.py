@@ -77,9 +77,9 @@ def written(tmp_path_factory):
         for step in range(1, STEPS + 1):
             spent = {f"goodput/{kind}_s": 1.5 * step for kind in KINDS}
             writer.write(step, {"train/loss": 6.0 - step / 10, "perf/goodput": 0.5} | spent)
-    with ExampleLog(workdir, 0) as ledger:
+    with ExampleLog(workdir, 0) as log:
         for step in range(1, STEPS + 1):
-            ledger.write(step, np.arange(4) + step)
+            log.write(step, np.arange(4) + step)
     shutil.copy(workdir / "ledger-0.jsonl", workdir / "ledger-1.jsonl")
     row = vars(Baseline("unigram", "eval/loss", 5.25, 100, "tokens")) | {"of": "this"}
     row |= {"checksum": saved_baselines._checksum(row)}
@@ -104,8 +104,8 @@ def restart(workdir):
         for kind in (JsonLines, TensorBoard):
             with kind(workdir, RESUMED_AT) as writer:
                 writer.write(RESUMED_AT + 1, {"train/loss": 5.0})
-        with ExampleLog(workdir, RESUMED_AT) as ledger:
-            ledger.write(RESUMED_AT + 1, np.arange(4))
+        with ExampleLog(workdir, RESUMED_AT) as log:
+            log.write(RESUMED_AT + 1, np.arange(4))
     lines = (workdir / "ledger-0.jsonl").read_text().splitlines()
     return read_metrics(workdir), [json.loads(line) for line in lines]
 
@@ -122,10 +122,10 @@ def test_a_hundred_random_damages_stop_no_reader_and_cost_no_more_than_they_hit(
         shutil.copytree(written, workdir, symlinks=True)
         damage, hit = rng.choice(DAMAGES), rng.choice(files)
         damage(workdir / hit.relative_to(written), rng)
-        rows, ledger = restart(epath.Path(workdir))
+        rows, log = restart(epath.Path(workdir))
         where = f"{damage.__name__} of {hit.name}, number {number}"
-        assert rows[-1]["step"] == ledger[-1]["step"] == RESUMED_AT + 1, where
-        hits = {"metrics.jsonl": rows, "ledger-0.jsonl": ledger}
+        assert rows[-1]["step"] == log[-1]["step"] == RESUMED_AT + 1, where
+        hits = {"metrics.jsonl": rows, "ledger-0.jsonl": log}
         for name, found in hits.items():
             # A bit can hit one line, or join it with the next.
             kept = 11 if hit.name != name else 9 if damage is flip else 1
@@ -151,9 +151,9 @@ def test_what_is_left_out_is_said_once_with_its_number(written, tmp_path, caplog
         lines = (workdir / name).read_text().splitlines()
         lines[3], lines[5] = "\0\0", '{"step": "six"}'
         (workdir / name).write_text("\n".join(lines) + "\n" + '{"step": 21, "a kill')
-    rows, ledger = restart(workdir)
+    rows, log = restart(workdir)
     steps = [1, 2, 3, 5, 7, 8, 9, 10, 11]
-    assert [row["step"] for row in rows] == [row["step"] for row in ledger] == steps
+    assert [row["step"] for row in rows] == [row["step"] for row in log] == steps
     assert [m.rpartition("/")[2] for m in caplog.messages] == [
         "metrics.jsonl: 2 line(s) cannot be read and are left out",
         "ledger-0.jsonl: 2 line(s) cannot be read and are left out",

@@ -62,7 +62,7 @@ def config_for(steps=8, lora=None, seed=0, sequence_length=16, data=None, **chan
         lora=lora or LoraConfig(),
         checkpoints=CheckpointConfig(every_steps=3, keep_latest=5),
         evaluation=Evaluation(every_steps=0, batch_size=4),
-        logging=Logging(every_steps=1, tensorboard=False, ledger=True),
+        logging=Logging(every_steps=1, tensorboard=False, example_log=True),
         seed=seed,
     )
 
