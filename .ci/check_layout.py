@@ -70,6 +70,7 @@ RETIRED_NAMES = (
     r"WeightAverage|PartsTaken|DistanceBias|distance_bias|only_one|one_of_several",
     r"logits_held|norm_place|max_skipped_in_a_row|(max_)?rewinds|SinkCallback",
 )
+RETIRED_FILES = ("execution", "ledger", "rewinds", "streaks")  # words in names of files
 
 
 @cache
@@ -228,7 +229,11 @@ def retired_terms() -> Iterator[str]:
     terms = re.compile(rf"\b({'|'.join(RETIRED_TERMS)})\b", re.IGNORECASE)
     # A name in quotes or before ="..." is one of a table of former names.
     names = re.compile(rf"(?<![\w\"-])({'|'.join(RETIRED_NAMES)})(?![\w-]|=\")")
+    files = re.compile(rf"\b({'|'.join(RETIRED_FILES)})\b")
     for path in tracked():
+        words = path.stem.replace("_", " ")
+        if found := terms.search(words) or names.search(words) or files.search(words):
+            yield f"{path} retired term {found.group()!r} in the name of the file"
         if path.suffix not in TEXT or str(path).startswith(RETIRED_EXEMPT):
             continue
         for number, line in enumerate(path.read_text(errors="replace").split("\n"), 1):
