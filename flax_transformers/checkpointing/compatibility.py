@@ -35,34 +35,34 @@ def _saved_name(field: dataclasses.Field[Any]) -> str:
 
 
 def without_missing(saved: Mapping[str, Any], wanted: Any) -> tuple[Any, list[str]]:
-    """``wanted`` with None for its optional fields that a checkpoint lacks, and their names.
+    """``wanted`` with None for its optional fields that a checkpoint lacks, and their saved names.
 
     ``wanted`` is a dataclass of trees, whose fields with a default are optional: the checkpoint may
     be older than the field, or the run did not keep it. Other trees are returned as they are.
     """
     if not dataclasses.is_dataclass(wanted) or isinstance(wanted, type):
         return wanted, []
-    missing = [
-        field.name
+    missing = {
+        _saved_name(field): field.name
         for field in dataclasses.fields(wanted)
         if field.default is not dataclasses.MISSING
         and jax.tree.leaves(getattr(wanted, field.name))
-        and not jax.tree.leaves(saved.get(field.name), is_leaf=is_array)
-    ]
-    return dataclasses.replace(wanted, **dict.fromkeys(missing)), missing
+        and not jax.tree.leaves(saved.get(_saved_name(field)), is_leaf=is_array)
+    }
+    return dataclasses.replace(wanted, **dict.fromkeys(missing.values())), list(missing)
 
 
 def without_unwanted(saved: Mapping[str, Any], wanted: Any) -> tuple[dict[str, Any], list[str]]:
     """What a checkpoint has without the optional fields that are None in ``wanted``, and their
-    names: the run does not keep them any longer."""
+    saved names: the run does not keep them any longer."""
     if not dataclasses.is_dataclass(wanted) or isinstance(wanted, type):
         return dict(saved), []
     unwanted = [
-        field.name
+        _saved_name(field)
         for field in dataclasses.fields(wanted)
         if field.default is not dataclasses.MISSING
         and getattr(wanted, field.name) is None
-        and jax.tree.leaves(saved.get(field.name), is_leaf=is_array)
+        and jax.tree.leaves(saved.get(_saved_name(field)), is_leaf=is_array)
     ]
     return {name: each for name, each in saved.items() if name not in unwanted}, unwanted
 

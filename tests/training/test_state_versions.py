@@ -12,6 +12,7 @@ from flax_transformers.checkpointing.compatibility import (
     as_saved,
     from_saved,
     without_missing,
+    without_unwanted,
 )
 from flax_transformers.checkpointing.manager import (
     CheckpointConfig,
@@ -43,6 +44,19 @@ def test_consecutive_skips_keep_their_former_name_in_checkpoints():
     saved = as_saved(STATE)
     assert "skipped_in_a_row" in saved and "consecutive_skips" not in saved
     assert from_saved(STATE, saved) == STATE
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A state with an optional field that checkpoints have under its former name."""
+
+    mean: object = dataclasses.field(default=None, metadata={"saved_as": "former"})
+
+
+def test_a_renamed_optional_field_is_found_by_its_saved_name():
+    assert without_missing({"former": ONE}, Renamed(ONE)) == (Renamed(ONE), [])
+    assert without_missing({}, Renamed(ONE)) == (Renamed(None), ["former"])
+    assert without_unwanted({"former": ONE}, Renamed(None)) == ({}, ["former"])
 
 
 def test_fields_that_every_checkpoint_has_are_not_optional():
