@@ -47,7 +47,7 @@ from flax_transformers.storage.write_errors import (
     report_failed_writes_once,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 8192
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -347,7 +347,7 @@ class Checkpoints:
             try:
                 checksums.seal(folder)
             except (OSError, ValueError) as error:
-                logger.warning("checkpoint %s could not be sealed (%s)", folder, error)
+                log.warning("checkpoint %s could not be sealed (%s)", folder, error)
             self._unlink_old()
 
     def _raise_failure(self) -> None:
@@ -419,11 +419,11 @@ def _read_state(found: SavedStep, abstract: Any) -> Any:
         saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         abstract, missing = without_missing(saved, abstract)
         if missing:
-            logger.info("checkpoint %s has no %s: initialized", found.folder, ", no ".join(missing))
+            log.info("checkpoint %s has no %s: initialized", found.folder, ", no ".join(missing))
         saved, unwanted = without_unwanted(saved, abstract)
         if unwanted:
             names = ", ".join(unwanted)
-            logger.info("checkpoint %s: %s is kept no longer and not read", found.folder, names)
+            log.info("checkpoint %s: %s is kept no longer and not read", found.folder, names)
         wanted, left_out = as_saved(abstract), {*missing, *unwanted}
         require_same_structure(found.folder, saved, wanted)
         # Orbax accepts no tree with a field, even of None, that the checkpoint does not name.

@@ -25,7 +25,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.storage import checksums
 from flax_transformers.storage.paths import absolute, exists, is_bucket, is_folder, list_files
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Files = Mapping[str, bytes | str | os.PathLike[str]]
 
@@ -244,7 +244,7 @@ def choose_newest(
 
     def reject(kind: str, step: int, reason: str) -> None:
         if set_aside_at_most is None:
-            logger.warning("checkpoint %s %s: skipped", directory / str(step), reason)
+            log.warning("checkpoint %s %s: skipped", directory / str(step), reason)
         else:
             set_aside_step(directory, kind, step, reason, set_aside_at_most)
 
@@ -269,7 +269,7 @@ def choose_newest(
             _refuse_to_start_over(directory)
         return None
     newest = unverified[0]
-    logger.warning("no checkpoint in %s has checksums: using %d unverified", directory, newest)
+    log.warning("no checkpoint in %s has checksums: using %d unverified", directory, newest)
     return SavedStep(newest, directory / str(newest), verified=False)
 
 
@@ -298,11 +298,9 @@ def choose_best(directory: epath.Path) -> SavedStep:
     for step in sorted(finite, key=lambda one: scores[one], reverse=mode == "max"):
         wrong = problems(directory / str(step))
         if wrong:
-            logger.warning(
-                "checkpoint %s is damaged (%s): skipped", directory / str(step), few(wrong)
-            )
+            log.warning("checkpoint %s is damaged (%s): skipped", directory / str(step), few(wrong))
             continue
-        logger.info("the best step in %s is %d, %s %.4g", directory, step, metric, scores[step])
+        log.info("the best step in %s is %d, %s %.4g", directory, step, metric, scores[step])
         return SavedStep(step, directory / str(step), verified=wrong is not None)
     raise UserError(
         f"no step in {directory} has the metric {metric!r} of an evaluation; name a step, or "
@@ -328,7 +326,7 @@ def _is_foreign(folder: epath.Path, step: int) -> bool:
         return False
     if named in (None, step):
         return False
-    logger.warning(
+    log.warning(
         "checkpoint %s is not used: it holds step %d, and folders are named by their step",
         folder,
         named,
@@ -361,7 +359,7 @@ def find_step(path: epath.Path) -> SavedStep:
         if wrong:
             raise UserError(f"checkpoint {path} is damaged ({few(wrong)}); use another step")
         if wrong is None:
-            logger.warning("checkpoint %s has no checksums: using it unverified", path)
+            log.warning("checkpoint %s has no checksums: using it unverified", path)
         step = int(path.name) if _STEP.fullmatch(path.name) else -1
         return SavedStep(step, path, verified=wrong is not None)
     inner = path / "checkpoints"
@@ -403,7 +401,7 @@ def set_aside_step(directory: epath.Path, kind: str, step: int, reason: str, at_
         folder.rename(directory / target)
     else:
         _move_objects(folder, directory / target)
-    logger.warning("checkpoint %s %s: set aside as %s", folder, reason, target)
+    log.warning("checkpoint %s %s: set aside as %s", folder, reason, target)
 
 
 def _move_objects(source: epath.Path, target: epath.Path) -> None:

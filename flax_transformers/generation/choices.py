@@ -17,7 +17,7 @@ from flax_transformers.models.generation_settings import (
     GenerationSettings,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _TOP_K = 50
 """Default of ``top_k`` in transformers."""
@@ -107,4 +107,4 @@ def _warn_of_settings(
     if beams_while_drawing:
         ignored.append(f"num_beams {settings.num_beams}, because tokens are sampled")
     if ignored:
-        logger.warning("generation settings without effect: %s", "; ".join(ignored))
+        log.warning("generation settings without effect: %s", "; ".join(ignored))

@@ -20,7 +20,7 @@ from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
 from flax_transformers.models.parts import ModelParts
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _FAMILIES = "flax_transformers.families"
 _ARGUMENT = "architecture= (--architecture on the command line)"
@@ -212,7 +212,7 @@ def identify(config: Mapping[str, Any], architecture: str | None = None) -> Iden
     if architecture is not None:
         wanted = _asked(architecture, known, model_type if typed else None)
         if not known and not typed and (named or model_type):
-            logger.warning(
+            log.warning(
                 "config.json describes %s, which is not known here; it is read as %s, as asked",
                 ", ".join(named) or model_type, wanted,
             )  # fmt: skip

@@ -18,7 +18,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.models.config import Activation, ProblemType, TransformerConfig
 from flax_transformers.models.generation_settings import IN_CONFIG_JSON, OWN_FIELDS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=TransformerConfig)
 
@@ -122,7 +122,7 @@ def common_fields(config: Mapping[str, Any], defaults: TransformerConfig) -> dic
         require_number("num_labels", number, whole=True)
     if names is not None:
         if number not in (None, len(names)):
-            logger.warning(
+            log.warning(
                 "config.json has num_labels %s, but %s names in id2label; the names count",
                 number, len(names),
             )  # fmt: skip
@@ -160,7 +160,7 @@ def _label_names(labels: Any) -> tuple[str, ...] | None:
         order = _label_order(numbers)
         if order and all(isinstance(name, str | int | float) for name in names):
             return tuple(str(names[index]) for index in order)
-    logger.warning(
+    log.warning(
         "config.json has id2label %.80s, which does not number names from 0 on; they are not used",
         labels,
     )
@@ -439,7 +439,7 @@ def kept_fields(
         )
     known = written.keys() | _HARMLESS | OWN_FIELDS | IN_CONFIG_JSON | aliases.keys()
     if unknown := sorted(name for name in described.keys() - known if described[name] is not None):
-        logger.warning(
+        log.warning(
             "config.json has fields that are not known here: %s; they are written back as they "
             "are, and change nothing that the model computes here",
             ", ".join(unknown),

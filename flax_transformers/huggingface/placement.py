@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from flax_transformers.adapters.lora import Adapters, LoraConfig, find_adapters
 from flax_transformers.parallel.rules import parameter_shardings
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def boxed_shapes(model: nn.Module) -> Any:
@@ -126,9 +126,7 @@ def fresh_heads(
     """Newly initialised parameters of the heads ``names``; a warning names them."""
     if not names:
         return {}
-    logger.warning(
-        "%s holds no weights for %s: newly initialised", source, ", ".join(sorted(names))
-    )
+    log.warning("%s holds no weights for %s: newly initialised", source, ", ".join(sorted(names)))
 
     def initialise(key: jax.Array) -> Any:
         params = nn.meta.unbox(boxed_parameters(model, key))

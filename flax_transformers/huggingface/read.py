@@ -58,7 +58,7 @@ from flax_transformers.storage.hub import (
 )
 from flax_transformers.storage.paths import is_there
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PLAIN = ComputeConfig()
 _OPTIONAL = (MODULES, "tokenizer_config.json")
@@ -96,7 +96,7 @@ def find_directory(path: str | os.PathLike[str]) -> Path | None:
         except UserError as error:
             if not whole:
                 raise
-            logger.warning(
+            log.warning(
                 "%s is taken from the local cache, which may lack its tokenizer or sentence files; "
                 "set HF_HUB_OFFLINE=1 to take the cache without asking the hub (%s)", path, error,
             )  # fmt: skip
@@ -420,7 +420,7 @@ def _other_heads(
     if asked and any(name.startswith(table.prefix) for name in tensors) and table.prefix:
         found |= {name for name in unknown if not name.startswith(table.prefix)}
     if found:
-        logger.info(
+        log.info(
             "%s has no use for %s in the file: left out",
             config.architecture, some(sorted({name.rpartition(".")[0] for name in found})),
         )  # fmt: skip

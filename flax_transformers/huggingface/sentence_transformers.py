@@ -22,7 +22,7 @@ from flax_transformers.huggingface.tensor_files import read_json
 from flax_transformers.models.config import TransformerConfig
 from flax_transformers.storage.paths import is_there
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"
@@ -63,7 +63,7 @@ def vector_length_is_one(directory: Path | None, config: TransformerConfig, pool
         normalize = "Normalize" in modules
         asked = _modes(directory, modules) if "Pooling" in modules else set()
     if asked - {pool}:
-        logger.warning(
+        log.warning(
             "the model's sentence embeddings are pooled by %s; --pool %s gives other vectors",
             " and ".join(sorted(asked)), pool,
         )  # fmt: skip
@@ -85,7 +85,7 @@ def sentence_length(directory: epath.Path | Path, *, converted: bool = False) ->
     if not converted and not is_there(directory / MODULES):
         return None
     if prompt := _default_prompt(directory / "config_sentence_transformers.json"):
-        logger.warning(
+        log.warning(
             "%s asks for the prompt %r before every text, which is not added here; add it to yours",
             directory, prompt,
         )  # fmt: skip
@@ -93,9 +93,7 @@ def sentence_length(directory: epath.Path | Path, *, converted: bool = False) ->
     file = next(iter(sorted(inner.glob("sentence_*_config.json"))), None)
     given = {} if file is None else read_json(file)
     if given.get("do_lower_case"):
-        logger.warning(
-            "%s asks for lower case, which is not done here; lower-case your texts", file
-        )
+        log.warning("%s asks for lower case, which is not done here; lower-case your texts", file)
     length = given.get("max_seq_length")
     if fault := "" if length is None else ranges.POSITIONS.fault(length):
         raise UserError(f"{file} has max_seq_length {ranges.shown(length)}; {fault}")
@@ -110,7 +108,7 @@ def _default_prompt(file: epath.Path | Path) -> str:
 
 def _name_unread(directory: Path, modules: Mapping[str, str]) -> None:
     if unread := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize", "Module"}):
-        logger.warning(
+        log.warning(
             "%s has modules that are not read: %s; embeddings of sentences are those before them",
             directory / MODULES, ", ".join(unread),
         )  # fmt: skip
@@ -203,7 +201,7 @@ def carried_modules(
     folder, found = Path(directory), {MODULES: Path(directory) / MODULES}
     modules = _listed(folder)
     if modules[:1] != [("Transformer", "")]:
-        logger.warning(
+        log.warning(
             "%s is not copied, because its first module is no Transformer in the folder itself; "
             "copy the modules yourself",
             found[MODULES],
@@ -216,7 +214,7 @@ def carried_modules(
         apart = path in (".", "..") or path != os.path.basename(path)
         if lacks or apart or (kind == "Transformer" and path):
             fault = "lacks its config.json or its weights" if lacks else f"is in {path!r}"
-            logger.warning(
+            log.warning(
                 "%s is not copied, because its module %s %s; copy the modules yourself",
                 found[MODULES], kind, fault,
             )  # fmt: skip

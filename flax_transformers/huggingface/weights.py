@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import TextConfig, TransformerConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _INNER_WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -562,7 +562,7 @@ def unwrapped(tensors: Mapping[str, Any], table: WeightTable) -> Mapping[str, An
             f"the file holds tensors with and without a wrapper's name, such as {changed[0]}; save "
             "the state_dict of the model alone"
         )
-    logger.info("tensor names are read without wrappers: %s as %s", changed[0], names[changed[0]])
+    log.info("tensor names are read without wrappers: %s as %s", changed[0], names[changed[0]])
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
