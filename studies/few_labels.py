@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from flax_transformers.cli.config_file import recipe
+import flax_transformers as ft
 from flax_transformers.sweeps.study import Study
 from flax_transformers.training.config import Evaluation, TrainConfig
 
@@ -32,7 +32,7 @@ def on_labels(
     config: TrainConfig, workdir: str = "", *, per_class: int, mixed: bool = False
 ) -> TrainConfig:
     """Classification with labels of ``per_class`` images of each digit of the config's data."""
-    labels: Any = recipe("mae_mnist_labels")
+    labels: Any = ft.recipe("mae_mnist_labels")
     images: Any = config.data
     if mixed:
         labels = replace(
@@ -60,7 +60,7 @@ def from_random_weights(per_class: int, mixed: bool = False) -> Callable[..., Tr
 
 
 def get_study() -> Study:
-    pretraining = recipe("mae_mnist")
+    pretraining = ft.recipe("mae_mnist")
     return Study(
         base=replace(
             pretraining,

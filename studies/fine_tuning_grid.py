@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flax_transformers.cli.config_file import recipe
+import flax_transformers as ft
 from flax_transformers.data.sources.labelled import LabelledSource
 from flax_transformers.sweeps.study import Study
 from flax_transformers.training.config import Evaluation, Logging, Phase, TrainConfig
@@ -34,7 +34,7 @@ EPOCHS = (2, 3, 4)
 
 def get_base() -> TrainConfig:
     """The recipe minilm_intents on fewer sentences, scored at the end."""
-    config: Any = recipe("minilm_intents")
+    config: Any = ft.recipe("minilm_intents")
     rows = LabelledSource(f"{DATA}/train.jsonl", text_field="0", label_field="1")
     return replace(
         config,

@@ -12,13 +12,13 @@ Size:      3 variants x 3 seeds, a ViT of 4 layers, 64 wide, 49 patches, 600 ste
 from dataclasses import replace
 from typing import Any
 
-from flax_transformers.cli.config_file import recipe
+import flax_transformers as ft
 from flax_transformers.sweeps.study import Study
 from flax_transformers.training.config import Evaluation
 
 
 def get_study() -> Study:
-    whole: Any = recipe("vit_mnist")
+    whole: Any = ft.recipe("vit_mnist")
     return Study(
         base=replace(
             whole,

@@ -17,8 +17,8 @@ from typing import Any
 
 import masking
 
+import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
-from flax_transformers.cli.config_file import recipe
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.next_sentence import NextSentence
 from flax_transformers.sweeps.study import Study, Variant
@@ -39,7 +39,7 @@ def next_sentences(*, single_sentences: bool) -> Variant:
 
 
 def get_study() -> Study:
-    pairs: Any = recipe("bert_tiny_pairs")
+    pairs: Any = ft.recipe("bert_tiny_pairs")
     return Study(
         base=replace(
             pairs,
