@@ -64,6 +64,9 @@ class Masking:
     """Share of the selected tokens that become a random token."""
     choose: Literal["token", "word", "span"] = "token"
     """What is selected together."""
+    static_epochs: int | None = None
+    """Static masking: number of epochs after which examples and their masks repeat (10 in RoBERTa,
+    arXiv:1907.11692 section 4.1). None: new ones in every epoch."""
 
     RANGES: ClassVar[ranges.Ranges] = {
         "mask_fraction": ranges.numbers(0, 1, above=True, below=True),
@@ -166,9 +169,6 @@ class MaskedLM(Masking):
 
     cross_documents: bool = True
     """Fill sequences across document ends, with a separator there; else one document each."""
-    static_epochs: int | None = None
-    """Static masking: number of epochs after which masks repeat (10 in RoBERTa, section 4.1). None:
-    new masks in every epoch."""
 
     def window_spec(self, sequence_length: int) -> WindowSpec:
         # [CLS] and [SEP] take two positions.

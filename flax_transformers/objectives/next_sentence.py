@@ -61,9 +61,6 @@ class NextSentence(Masking):
     """A and B are one sentence each; else as many sentences as fit."""
     next_sentence_weight: float = 1.0
     """Coefficient of next-sentence prediction; that of masked language modelling is 1."""
-    static_epochs: int | None = None
-    """Static masking: number of epochs after which pairs and masks repeat. None: new ones in every
-    epoch."""
 
     RANGES: ClassVar[ranges.Ranges] = {"next_sentence_weight": ranges.COEFFICIENT}
 
