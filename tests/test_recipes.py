@@ -110,3 +110,14 @@ def test_palm_clips_gradients_as_published():
 @pytest.mark.parametrize("name", ["t5_v1_1_base_c4", "mt5_small_mc4", "byt5_small", "mt5_xxl"])
 def test_t5_is_trained_with_the_z_loss_of_t5x(name):
     assert load_config(name, []).objective.z_loss == 1e-4
+
+
+def test_a_recipe_takes_the_minutes_of_the_measured_results():
+    results = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    row = r"^\| `(\w+)` \|(?:[^|]*\|){4} ([\d–]+) \|"
+    measured = dict(re.findall(row, results, re.MULTILINE))
+    assert len(measured) >= 10
+    for name, minutes in measured.items():
+        recipe = RECIPES[0].with_name(f"{name}.py")
+        stated = minutes.replace("–", " to ")
+        assert f"2 CPU cores, {stated} minutes (" in docstring(recipe), name
