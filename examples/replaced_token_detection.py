@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -112,9 +114,6 @@ class ReplacedTokens:
         self, model: ModelFunctions, params: Params, batch: Batch, rngs: Mapping[str, Any]
     ) -> LossTerms:
         """Runs on the devices, in jax: sums and weights of a batch."""
-        import jax.numpy as jnp
-        import optax
-
         hidden_BTD = model.hidden_states(params, batch, rngs).last_hidden_state
         logits_BT = model.head("replaced", params, rngs, hidden_BTD)
         labels_BT, weights_BT = batch["replaced"], batch["weights"]
