@@ -282,7 +282,7 @@ CLASSIFIER_DROPOUT = {"classifier_dropout": "classifier_dropout"}
 class JsonFields(Generic[C]):
     """A config.json as a table: the fields of a config, and what they are called there.
 
-    A name's first half is ours, its second half theirs.
+    Tables map our field names to those of config.json.
     """
 
     defaults: C

@@ -291,7 +291,7 @@ class Adafactor(OptimizerConfig):
     scale_parameter: bool = True
     """Whether the rate is relative to the parameter's root mean square."""
     least_scale: float = 1e-3
-    """Taken for that root mean square where it is smaller."""
+    """Lower bound of that root mean square."""
     min_factored: int = 128
     """A matrix with fewer rows or columns keeps its whole second moment."""
     schedule: ScheduleFactory = field(
