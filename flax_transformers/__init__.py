@@ -1,4 +1,6 @@
-"""Pretrain transformers in JAX and Flax: one core, few families, one trainer, on any mesh."""
+"""Pretrain, fine-tune and run transformers in JAX and Flax: one core, one trainer, from a laptop's
+CPU to TPU pods.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,10 @@ USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
+_DESCRIPTION = (
+    "Pretrain, fine-tune and run transformers in JAX and Flax: one core, one trainer, from a "
+    "laptop's CPU to TPU pods."
+)
 _MAY_BE_EMPTY = frozenset({"prompt", "text"})
 """Options for a text. All other strings name a file, a folder or the like."""
 
@@ -232,7 +236,7 @@ def _parsed(kinds: dict[str, Any], tokens: list[str]) -> Any:
         for name, kind in kinds.items()
     )
     union: Any = Union[commands]  # noqa: UP007
-    return parsing.parse_arguments(union, tokens, description="Pretrain transformers in JAX/Flax.")
+    return parsing.parse_arguments(union, tokens, description=_DESCRIPTION)
 
 
 def _config_file(kind: type, own: list[str]) -> str | None:
