@@ -164,3 +164,10 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
+
+
+def test_the_readme_has_the_number_of_goldens():
+    from tests.families.test_goldens import CASES, GOLDENS
+
+    counts = f"{len(CASES)} cases of {len(GOLDENS)} families"
+    assert counts in (ROOT / "README.md").read_text()
