@@ -11,6 +11,7 @@ faster in the first epochs (studies/image_positions.py).
 """
 
 from dataclasses import replace
+from typing import Any
 
 import vit_mnist
 
@@ -21,9 +22,10 @@ from flax_transformers.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     base = vit_mnist.get_config()
+    model: Any = base.model
     return replace(
         base,
-        model=replace(base.model, patch_size=4, positions="sincos_2d"),
+        model=replace(model, patch_size=4, positions="sincos_2d"),
         optimizer=Muon(
             learning_rate=4e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup_steps=100)
         ),
