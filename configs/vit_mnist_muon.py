@@ -3,11 +3,14 @@
 Command:   flax-transformers train vit_mnist_muon --workdir runs/vit_mnist_muon \\
                --data.source.path MNIST
            where MNIST is the folder that contains train-images-idx3-ubyte.gz and the other files
-Hardware:  2 CPU cores
-Expected:  not measured
+Hardware:  2 CPU cores, 54 minutes on one of them (measured while other jobs ran)
+Expected:  accuracy 99.38 % on the 10,000 test images (measured, one seed); vit_mnist.py has 98.6 %,
+           the most frequent class 11.3 %
 
 The model of vit_mnist.py with patches of 4 x 4 pixels and fixed sinusoidal positions, which learn
-faster in the first epochs (studies/image_positions.py).
+faster in the first epochs (studies/image_positions.py). After 6,000 of the steps it has 99.33 %,
+and a model trained with AdamW, learned positions and stochastic depth 98.7 %. Cannot be exported:
+ViT in transformers has learned positions.
 """
 
 from dataclasses import replace

@@ -38,7 +38,7 @@ from flax_transformers.training.config import Evaluation, Phase, TrainConfig
 
 EWT = "data/ud_english_ewt/en_ewt-ud-{}.conllu.gz"
 NOISE = 0.1
-STEPS, FINE_TUNING_STEPS = 1000, 800
+STEPS, FINE_TUNING_STEPS = 300, 600
 
 
 def with_noise(text: str, rng: random.Random) -> str:
@@ -73,7 +73,7 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
     return replace(
         config,
         model=replace(
-            config.model, architecture="T5ForTokenClassification", num_labels=17, dropout=0.1
+            config.model, architecture="T5ForTokenClassification", num_labels=17
         ),
         objective=TokenClassification(),
         data=TextData(
@@ -82,9 +82,10 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
             tokenizer=tokenizer,
             shards=1,
         ),
-        optimizer=replace(config.optimizer, learning_rate=2e-3),
+        optimizer=config.optimizer,
         phases=(
-            Phase(steps=FINE_TUNING_STEPS, sequence_length=192 if in_bytes else 64, batch_size=16),
+            # As many characters; a byte model learns to look beyond the next byte in short rows.
+            Phase(steps=FINE_TUNING_STEPS, sequence_length=64, batch_size=48 if in_bytes else 16),
         ),
         evaluation=Evaluation(
             every_steps=0,
@@ -100,7 +101,7 @@ def pretrained(name: str) -> TrainConfig:
     return replace(
         config,
         optimizer=Muon(
-            learning_rate=3e-3, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=100)
+            learning_rate=1e-2, weight_decay=0.0, schedule=Schedule("linear", warmup_steps=100)
         ),
         phases=(replace(config.phases[0], steps=STEPS),),
         checkpoints=replace(config.checkpoints, every_steps=STEPS),
