@@ -9,8 +9,9 @@ Expected:  accuracy 99.38 % on the 10,000 test images (measured, one seed); vit_
 
 The model of vit_mnist.py with patches of 4 x 4 pixels and fixed sinusoidal positions, which learn
 faster in the first epochs (studies/image_positions.py). After 6,000 of the steps it has 99.33 %,
-and a model trained with AdamW, learned positions and stochastic depth 98.7 %. Cannot be exported:
-ViT in transformers has learned positions.
+and a model trained with AdamW, learned positions and stochastic depth 98.7 %.
+
+Cannot be exported: ViT in transformers has learned positions.
 """
 
 from dataclasses import replace

@@ -271,8 +271,9 @@ def _combined(
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         log.info("the model is that of %s, not the config's: %s%s", place, fields, more)
     model: Any = dataclasses.replace(config, **theirs)
-    if ids:
-        settings = generation_settings.with_begin_and_end(model.generation, model)
+    other = {name for name in ids if getattr(model, name) != getattr(found, name)}
+    if other:
+        settings = generation_settings.with_begin_and_end(model.generation, model, other)
         model = dataclasses.replace(model, generation=settings)
     return _with_decoding(model, config, place)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,7 @@ from flax_transformers.evaluation.prediction.examples import (
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.huggingface.read import files_of_model, tokenizer_folder
 from flax_transformers.models.config import ComputeConfig, TextConfig, TransformerConfig
+from flax_transformers.objectives.labelled import Framing, frame_of
 from flax_transformers.parallel import distributed
 from flax_transformers.parallel.limits import Limits
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
@@ -370,14 +371,35 @@ def _check_framing(config: TrainConfig, stored: StoredModel, place: str, *, resu
     """The teacher of texts was trained with the special tokens that the student's objective puts
     around them."""
     ours = getattr(config.objective, "framing", None)
-    theirs = getattr(stored.of_run("objective"), "framing", getattr(stored.model, "framing", None))
-    if ours is None or theirs in (None, ours):
+    theirs = None if ours is None else _framing_of(stored)
+    if theirs in (None, ours):
         return
     said = f"{place} reads texts with framing {theirs!r}, the student has {ours!r}"
     if not resumes:
         raise UserError(f"{said}; set --objective.framing {theirs}")
     # Earlier versions began such runs.
     logging.getLogger(__name__).warning("%s; a new run needs --objective.framing %s", said, theirs)
+
+
+def _framing_of(stored: StoredModel) -> str | None:
+    """The framing that a model was trained with: that of its run, or that of its family, or what
+    the special tokens of its tokenizer say instead. None if nothing tells."""
+    with contextlib.suppress(UserError):  # the run has an objective that is not registered here
+        if (framing := getattr(stored.of_run("objective"), "framing", None)) is not None:
+            return framing
+    usual, tokenizer = getattr(stored.model, "framing", None), stored.tokenizer
+    if tokenizer is None:
+        return usual
+    noted = tokenizer.facts.run_frame or tokenizer.vocabulary.frame
+    if noted is None:
+        return usual
+    possible = []
+    for framing in get_args(Framing):
+        with contextlib.suppress(UserError):  # the tokenizer lacks its special tokens
+            frame = frame_of(framing, tokenizer.vocabulary)
+            if (frame.before, frame.after) == (noted.before, noted.after):
+                possible.append(framing)
+    return usual if usual in possible or not possible else possible[0]
 
 
 def _check_pixels(config: TrainConfig, stored: StoredModel, place: str, *, resumes: bool) -> None:

@@ -26,8 +26,8 @@ of English sentences of the same content ``--metric eval/en/accuracy``.
 from dataclasses import replace
 from typing import Any
 
+import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
-from flax_transformers.cli.config_file import recipe
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.conllu import TaggedSource
@@ -48,7 +48,7 @@ LANGUAGES = ("en", "cs", "de", "es", "fr")
 
 def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
     """The recipe modernbert_small_upos, with the model and the tokenizer of the pretraining."""
-    tagging: Any = recipe("modernbert_small_upos")
+    tagging: Any = ft.recipe("modernbert_small_upos")
     sets = [EvaluationSet(one, TaggedSource(PUD.format(one))) for one in LANGUAGES]
     others = TaggedSource(PUD.format("?[!n]"))
     return replace(

@@ -24,7 +24,7 @@ from typing import Any
 
 from etils import epath
 
-from flax_transformers.cli.config_file import recipe
+import flax_transformers as ft
 from flax_transformers.data.base import EvaluationSet
 from flax_transformers.data.config import TextData
 from flax_transformers.data.sources.conllu import TaggedSource
@@ -72,9 +72,7 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
     tokenizer = TokenizerConfig("bytes" if in_bytes else None, path=f"{workdir}/tokenizer")
     return replace(
         config,
-        model=replace(
-            config.model, architecture="T5ForTokenClassification", num_labels=17
-        ),
+        model=replace(config.model, architecture="T5ForTokenClassification", num_labels=17),
         objective=TokenClassification(),
         data=TextData(
             source=TaggedSource(EWT.format("train")),
@@ -97,7 +95,7 @@ def fine_tune(config: TrainConfig, workdir: str) -> TrainConfig:
 
 def pretrained(name: str) -> TrainConfig:
     """The recipe ``name`` with as many steps for all."""
-    config: Any = recipe(name)
+    config: Any = ft.recipe(name)
     return replace(
         config,
         optimizer=Muon(

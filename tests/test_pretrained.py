@@ -179,6 +179,8 @@ def test_begin_and_end_ids_of_the_command_line_hold_for_a_run_from_weights(base)
     assert (model.bos_id, model.eos_ids) == (8, (9,))
     assert (model.generation.bos_token_id, model.generation.eos_ids) == (8, (9, 6))
     initial_parameters(base, model, make_mesh(MeshConfig()), seed=0)
+    begins = dataclasses.replace(config, eos_ids=(6,))
+    assert initial_model(base, begins, {"bos_id", "eos_ids"}).generation.eos_ids == (6,)
     own = dataclasses.replace(config, generation=GenerationSettings(eos_token_id=9))
     assert initial_model(base, own, {"eos_ids", "generation"}).generation.eos_ids == (9,)
 

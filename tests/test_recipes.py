@@ -20,13 +20,15 @@ from flax_transformers.training.setup import check_batches
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
-OF_MEANS = {"vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012"}
+OTHER_VIT = {
+    "vit_s16_imagenet2012", "vit_h14_imagenet2012", "vit_22b_imagenet2012", "vit_mnist_muon",
+}  # fmt: skip
 OWN = {"modalities_tiny", "modalities_tiny_labels", "modalities_l16"}
 NO_CLASS = {
     "minilm_intents", "mae_mnist_labels", "llama_tiny_sorting_ppo", "electra_tiny", "electra_base",
     "coatnet_mnist", "basic_m",
 }  # fmt: skip
-CANNOT_BE_EXPORTED = OF_MEANS | OWN | NO_CLASS
+CANNOT_BE_EXPORTED = OTHER_VIT | OWN | NO_CLASS
 SENTENCE = "Cannot be exported: "
 
 
@@ -51,12 +53,12 @@ def test_a_recipe_can_be_exported_or_says_why_not(recipe):
     assert (SENTENCE in docstring(recipe)) == (recipe.stem in CANNOT_BE_EXPORTED)
     if recipe.stem in CANNOT_BE_EXPORTED:
         reason = (
-            r"^(model\.((pooling|norm) is '(average|mean|rms)'|strides is)"
+            r"^(model\.((pooling|norm|positions) is '(average|mean|rms|sincos_2d)'|strides is)"
             r"|transformers has no class )"
         )
         with pytest.raises(UserError, match=reason):
             config_json(model)
-        assert isinstance(model, ViTConfig) == (recipe.stem in OF_MEANS)
+        assert isinstance(model, ViTConfig) == (recipe.stem in OTHER_VIT)
     else:
         assert config_json(model)
 

@@ -231,12 +231,13 @@ def override(config: T, overrides: Sequence[str]) -> T:
 
 
 def _current(token: str, names: Sequence[str]) -> str:
-    """An option by the current names of its fields, if it has none of ``names``."""
+    """An option by the current names of its fields, if only these are of ``names``."""
     option, equals, value = token.removeprefix("--").partition("=")
     if not token.startswith("--") or option.replace("_", "-") in names:
         return token
     path = [FORMER_FIELDS.get(name.replace("-", "_"), name) for name in option.split(".")]
-    return f"--{'.'.join(path)}{equals}{value}"
+    current = ".".join(path).replace("_", "-")
+    return f"--{current}{equals}{value}" if current in names else token
 
 
 def _without_sections(config: T, overrides: Sequence[str]) -> tuple[T, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,14 @@ def with_ids(settings: GenerationSettings, config: TransformerConfig) -> Generat
 
 
 def with_begin_and_end(
-    settings: GenerationSettings, config: TransformerConfig
+    settings: GenerationSettings, config: TransformerConfig, fields: Collection[str]
 ) -> GenerationSettings:
-    """The settings, as far as they name such ids, with the begin id of ``config``, and its end ids
-    beside their own."""
+    """The settings, as far as they name such ids, with those of the ``fields`` "bos_id" and
+    "eos_ids" of ``config``: with its begin id, and its end ids beside their own."""
     begin, ends = getattr(config, "bos_id", None), tuple(getattr(config, "eos_ids", ()))
-    if settings.bos_token_id is not None and begin is not None:
+    if "bos_id" in fields and settings.bos_token_id is not None and begin is not None:
         settings = replace(settings, bos_token_id=begin)
-    if settings.eos_ids:
+    if "eos_ids" in fields and settings.eos_ids:
         ends = tuple(dict.fromkeys((*ends, *settings.eos_ids)))
         settings = replace(settings, eos_token_id=ends[0] if len(ends) == 1 else ends)
     return settings

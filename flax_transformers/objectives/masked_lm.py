@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -64,7 +64,7 @@ class Masking:
     """Share of the selected tokens that become a random token."""
     choose: Literal["token", "word", "span"] = "token"
     """What is selected together."""
-    static_epochs: int | None = None
+    static_epochs: int | None = field(default=None, kw_only=True)
     """Static masking: number of epochs after which examples and their masks repeat (10 in RoBERTa,
     arXiv:1907.11692 section 4.1). None: new ones in every epoch."""
 

@@ -7,6 +7,7 @@ A conversation is a list of messages with a ``role`` and ``content``. One docume
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -246,7 +247,8 @@ def _asked(row: Mapping[str, Any], answers: Sequence[Turns], where: Where) -> Tu
     if row.get("prompt") not in (None, "", []):
         return _either(row["prompt"], "prompt", where)
     nothing = None if row.get("prompt") is None else ""
-    names = [name for name in ("messages", "conversations") if row.get(name)]
+    lists = (name for name in ("messages", "conversations") if isinstance(row.get(name), list))
+    names = [name for name in lists if row[name]]
     found = {name: _messages(row[name], name, where) for name in names}
     if any(map(_is_whole, answers)):
         for name, turns in found.items():
@@ -273,15 +275,22 @@ def _asked(row: Mapping[str, Any], answers: Sequence[Turns], where: Where) -> Tu
             where, f"has answers beside an answer in {name!r}; end that with the question"
         )
     texts = [answer for answer in answers if isinstance(answer, str)]
-    shared = common_prefix(min(texts), max(texts)) if len(texts) == len(answers) else 0
-    question = _text_of(first[-1]).strip()
-    if question and shared and question in texts[0][:shared]:
+    same = texts[0][: common_prefix(min(texts), max(texts))] if len(texts) == len(answers) else ""
+    if _repeats(same, _text_of(first[-1]).strip()):
         raise Invalid(
             where,
             f"has answers that all repeat {name!r}; leave that out, or rename it to 'prompt' if it "
             "precedes them",
         )
     return first
+
+
+def _repeats(text: str, question: str) -> bool:
+    """Whether ``text``, with which all answers begin, has the question in it. They may begin with
+    the words of a short one, such as "Hello": it is a line, or follows a colon."""
+    words = re.escape(question)
+    framed = re.search(rf"(?:[:\n]\s*{words}|^{words}\s*\n)", text)
+    return bool(question) and (framed is not None or (len(question) >= 20 and question in text))
 
 
 def _is_whole(answer: Turns) -> bool:
@@ -292,9 +301,12 @@ def _is_whole(answer: Turns) -> bool:
 
 
 def _begins_with(answer: Turns, turns: Sequence[Message]) -> bool:
-    """Whether an answer begins with turns, of which the last may be another answer."""
-    count = min(len(turns), len(answer) - 1)
-    return tuple(answer[:count]) == tuple(turns[:count])
+    """Whether an answer begins with turns, of which the last may be another answer. Only one of
+    the two may have a system message."""
+    messages: tuple[Sequence[Any], ...] = (answer, turns)
+    mine, theirs = ([one for one in each if one["role"] != "system"] for each in messages)
+    count = min(len(theirs), len(mine) - 1)
+    return mine[:count] == theirs[:count]
 
 
 def _scored(row: Mapping[str, Any], system: tuple[Message, ...], where: Where) -> Parsed:

@@ -143,7 +143,8 @@ class Trainer:
     def train_step(self, micro_batches: int | None = None) -> jax.stages.Wrapped:
         """The jitted ``(state, batch) -> (state, StepReport)``, to be called or lowered under
         ``jax.set_mesh(trainer.mesh)``; it donates its state."""
-        compute = getattr(self.model, "compute", ComputeConfig())
+        compute = getattr(self.model, "compute", None)
+        compute = compute if isinstance(compute, ComputeConfig) else ComputeConfig()
         step = make_train_step(
             self.objective,
             self.functions,

@@ -144,6 +144,13 @@ def test_an_option_of_a_former_name_sets_the_field_of_today(tokens):
     assert override(config, tokens).logging == Logging(example_log=True)
 
 
+def test_an_option_of_no_field_is_named_as_it_was_given():
+    config = tiny_config("text.txt", "store")
+    for option in ("--ledger", "--objective.gates"):
+        with pytest.raises(UserError, match=f"there is no option {option}"):
+            override(config, [option, "3"])
+
+
 def test_phases_in_a_list_take_options(capsys):
     config = tiny_config("text.txt", "store")
     listed = replace(config, phases=list(config.phases))

@@ -17,9 +17,10 @@ import flax_transformers as ft
 from flax_transformers import runtime
 from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
-from flax_transformers.config_json import from_json, to_json
+from flax_transformers.cli.main import main
+from flax_transformers.config_json import UnregisteredType, from_json, to_json
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
-from flax_transformers.data.tokenizers.load import TokenizerConfig
+from flax_transformers.data.tokenizers.load import TokenizerConfig, load_tokenizer
 from flax_transformers.distillation.objectives import (
     LOGITS,
     DistilledImageClassification,
@@ -32,7 +33,7 @@ from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.objectives.image_classification import ImageClassification
-from flax_transformers.runtime import prepared_data, teacher, with_label_names
+from flax_transformers.runtime import StoredModel, prepared_data, teacher, with_label_names
 from flax_transformers.testing import assert_bit_equal, tiny_architecture, tiny_bert
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import ImagePhase
@@ -245,6 +246,23 @@ def test_the_teacher_has_to_frame_texts_as_the_student_does(tmp_path, monkeypatc
     assert teacher(replace(config, objective=taught), own) is not None
     with pytest.raises(UserError, match="set --objective.framing t5"):
         teacher(replace(config, objective=replace(taught, framing="bert")), own)
+
+    # So does its export, whose tokenizer has the special tokens of the run.
+    main(["convert", saved, str(tmp_path / "exported")])
+    taught = replace(taught, teacher=str(tmp_path / "exported"))
+    own = replace(own, tokenizer=load_tokenizer(tmp_path / "exported"))
+    assert teacher(replace(config, objective=taught), own) is not None
+    with pytest.raises(UserError, match="set --objective.framing t5"):
+        teacher(replace(config, objective=replace(taught, framing="bert")), own)
+
+    # An objective that is not registered here tells nothing, but the run's tokenizer does.
+    monkeypatch.setattr(StoredModel, "of_run", unregistered)
+    taught = replace(taught, teacher=saved)
+    assert teacher(replace(config, objective=taught), prepared_data(config.data)) is not None
+
+
+def unregistered(self, name):
+    raise UnregisteredType("mine.Objective")
 
 
 def test_the_teacher_has_to_read_sequences_as_long_as_the_student(tmp_path):

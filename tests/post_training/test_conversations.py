@@ -124,6 +124,23 @@ def test_answers_are_to_the_prompt_of_every_shape_of_record(fields, expected):
             assert (found.prompt, found.completions) == (expected, (good, bad))
 
 
+@pytest.mark.parametrize(
+    ("question", "good", "bad"),
+    [("Hello", "Hello! How can I help?", "Hello there."), ("I", "I am fine", "I am not")],
+)
+def test_answers_may_begin_with_the_words_of_a_short_question(question, good, bad):
+    found = conversation({"question": question, "chosen": good, "rejected": bad})
+    assert found.prompt == said(question)
+    assert [answer[0]["content"] for answer in found.completions] == [good, bad]
+
+
+def test_whole_conversations_may_have_a_system_message_that_messages_lack():
+    good, bad = ([SYSTEM, *said("Hi", answer)] for answer in ("Hello", "Go"))
+    for messages in (list(said("Hi")), "a note"):
+        found = conversation({"messages": messages, "chosen": good, "rejected": bad})
+        assert found.prompt == (SYSTEM, *said("Hi"))
+
+
 def test_answers_that_are_whole_conversations_have_their_prompt_themselves():
     good, bad = list(said("Hi", "Hello")), list(said("Hi", "Go"))
     for fields in ({"messages": good}, {"messages": good[:1]}, {"question": "Hi", "input": "x"}):

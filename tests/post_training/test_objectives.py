@@ -206,7 +206,7 @@ BETTER, WORSE, WEIGHTS = (ROW, FIRST), (ROW, SECOND), PREFERRED[PREFERRED > 0]
 class Given(DirectPreference):
     """The log-probabilities and lengths of sequences are those of the parameters."""
 
-    def log_probs(self, model, params, batch, rngs):
+    def log_probs(self, model, params, batch):
         return params
 
 

@@ -173,6 +173,9 @@ class PairPreparation:
         """See `Preparation`."""
         self.images.begin()
 
+    def is_finished(self) -> bool:
+        return self.images.is_finished()
+
     def share(self, job: int, jobs: int) -> PreparedPairs | None:
         """See `Preparation`. The job that finishes last trains the tokenizer."""
         found = self.images.share(job, jobs)
