@@ -4,6 +4,8 @@ Command:   flax-transformers sweep studies/cross_lingual_names.py --workdir runs
 Data:      the texts of cross_lingual.py, and of Universal NER (arXiv:2311.09122, CC BY-SA 4.0) in
            data/uner the files en_ewt-ud-dev.iob2.gz and en_ewt-ud-test.iob2.gz to train on, and
            {en_pud,da_ddt,de_pud,sk_snk}-ud-test.iob2.gz
+Hardware:  2 CPU cores, 32 minutes on one of them (measured while other jobs ran)
+Result:    docs/results/cross_lingual_names.md: hardly any transfer, and not by pretraining
 Size:      2 variants x 3 seeds, a ModernBERT of 2 layers, 128 wide: 1,200 steps of pretraining, 800
            on names
 
