@@ -4,7 +4,7 @@ Command:   flax-transformers sweep studies/typing_noise.py --workdir runs/typing
 Data:      19 books of Standard Ebooks (CC0) for span corruption, one JSON line per chapter with the
            key paragraphs, in data/standardebooks_en/books.jsonl.gz; and the tags of Universal
            Dependencies English EWT (CC BY-SA 4.0) for fine-tuning, in data/ud_english_ewt
-Hardware:  2 CPU cores, 47 minutes on one of them (measured while other jobs ran)
+Hardware:  2 CPU cores, 52 minutes on one of them (measured while other jobs ran)
 Result:    docs/results/typing_noise.md: bytes lose less, but have not learned to read words
 Size:      2 variants x 3 seeds, a T5 of 2 + 2 layers, 128 wide: 300 steps of span corruption, 600
            of tagging by the encoder
