@@ -3,9 +3,9 @@
 Command:   flax-transformers train bart_small_books --workdir runs/bart_small_books
 Data:      19 books of Standard Ebooks (CC0), one JSON line per chapter with the keys book, author,
            doc and paragraphs; set --data.source.path if the file is elsewhere
-Hardware:  2 CPU cores
-Expected:  not measured in its present form; the baselines are 6.57 (unigram) and 2.26 (copying the
-           source)
+Hardware:  2 CPU cores, 28 minutes (on one of them, while other jobs ran)
+Expected:  held-out loss 1.71 nats per token (measured, one seed); baselines: 6.49 (unigram) and
+           2.28 (copying the source)
 """
 
 from flax_transformers.checkpointing.config import CheckpointConfig
