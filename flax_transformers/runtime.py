@@ -102,9 +102,8 @@ def prepared_data(
 
     stores = data.former_stores(of_run)
     former = filter(of_the_run, (_prepared(replace(data, store=one), of_run) for one in stores))
-    own: Any = data.preparation(of_run=of_run)
-    unfinished = hasattr(own, "is_finished") and not own.is_finished()
-    if unfinished and (found := next(former, None)) is not None:
+    finished = data.preparation(of_run=of_run).is_finished()
+    if not finished and (found := next(former, None)) is not None:
         return found
     prepared = _prepared(data, of_run)
     return prepared if of_the_run(prepared) else next(former, prepared)

@@ -176,6 +176,9 @@ class Preparation(Protocol):
     def check(self) -> None:
         """Raises UserError unless the store is finished or its source is found. Writes nothing."""
 
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to prepare."""
+
     def run(self, compare: Compare = "sizes") -> Dataset:
         """Prepares the store, or opens it if it is finished. See `dataset.prepare`."""
 

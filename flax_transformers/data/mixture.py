@@ -330,6 +330,11 @@ class MixturePreparation:
         for part in self._parts(None):
             part.check()
 
+    def is_finished(self) -> bool:
+        if not self.folder.exists(MIXTURE):
+            return False
+        return all(part.is_finished() for part in self._parts(self._tokenizer()))
+
     def run(self, compare: Compare = "sizes") -> PreparedMixture:
         tokenizer = self._tokenizer()
         return self._prepared(tokenizer, [part.run(compare) for part in self._parts(tokenizer)])

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,14 @@ def test_a_component_more_rebuilds_no_other_store_and_keeps_the_tokenizer(data, 
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert "was not trained on fr" in capsys.readouterr().err
     assert [part.fingerprint for part in after.parts[:2]] == [p.fingerprint for p in before.parts]
+
+
+def test_a_mixture_is_finished_with_its_last_component(data):
+    assert not data.preparation().is_finished()
+    prepared = prepare(data)
+    assert data.preparation().is_finished()
+    os.remove(f"{prepared.directory}/{data.components[-1].name}/manifest.json")
+    assert not data.preparation().is_finished()
 
 
 def test_another_tokenizer_in_the_same_place_is_refused(data):

@@ -169,12 +169,13 @@ class PairPreparation:
         """See `Preparation`."""
         return self._with_tokenizer(self.images.run(compare), compare, may_train=True)
 
+    def is_finished(self) -> bool:
+        """See `Preparation`."""
+        return self.images.is_finished()
+
     def begin(self) -> None:
         """See `Preparation`."""
         self.images.begin()
-
-    def is_finished(self) -> bool:
-        return self.images.is_finished()
 
     def share(self, job: int, jobs: int) -> PreparedPairs | None:
         """See `Preparation`. The job that finishes last trains the tokenizer."""

@@ -106,7 +106,9 @@ def texts(prepared, index, draws=12):
 @pytest.mark.parametrize("write", [write_folder, write_lines, write_parquet, write_tar])
 def test_images_and_captions_of_every_kind_of_source(tmp_path, write):
     write(tmp_path / "pairs")
+    assert not data(tmp_path / "pairs").preparation().is_finished()
     prepared = prepare(data(tmp_path / "pairs"))
+    assert prepared.data.preparation().is_finished()
     assert len(prepared.train) == COUNT
     for number in range(COUNT):
         assert (prepared.train.pixels(number, 3) == pixels(number)).all()
