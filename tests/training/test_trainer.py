@@ -249,8 +249,7 @@ def test_a_callback_can_stop_training_and_padding_is_not_counted_as_tokens(plain
 
 
 @pytest.mark.slow
-def test_a_model_that_was_built_and_one_of_plain_layers_are_trained_too():
-    """Parameters without logical axes lie whole on every device."""
+def test_a_model_that_was_built_keeps_float32_parameters():
     model = build_model(tiny_bert(), ComputeConfig())
     built = ft.Trainer(
         model=model, objective=MaskedLM(), optimizer=optax.sgd(0.1), mesh=ft.make_mesh(fsdp=2)
