@@ -65,7 +65,7 @@ endef
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## Train a tiny ModernBERT on text that is already on this machine (2 min 13 s on two idle cores, after the installation)
+demo: ## Train a tiny ModernBERT on text that is already on this machine (three minutes on two idle cores)
 	@$(call environment,)
 	@echo "Training configs/modernbert_tiny.py in $(DEMO) ..."
 	@"$(VENV)/bin/flax-transformers" train configs/modernbert_tiny.py --workdir "$(DEMO)"
