@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -164,6 +165,18 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
+
+
+def test_the_readme_of_a_package_has_no_link_to_another_file():
+    """Its page, at a registry, has neither the pictures nor the files of the repository."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    readme = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = (ROOT / "README.md").read_text()
+    for rule in readme["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert not re.findall(r"\]\((?!https?:|#)", text)
+    assert "Quickstart (`docs/quickstart.md`)" in text
+    assert "(`LICENSE`)" in text
 
 
 def test_the_readme_has_the_number_of_goldens():
