@@ -63,6 +63,8 @@ def train(
         check_config(config)
         if jax.process_count() == 1:  # a job of several processes prepares no data
             run_state.check_same_run(config, folder)
+            if not has_checkpoint(folder):
+                runtime.check_known_tokenizers(config)
         of_run, trained_on = run_state.tokenizers_of_run(folder), runtime.store_of_run(folder)
         prepared = runtime.prepared_data(config.data, of_run, trained_on)
         prepared = runtime.fitted_data(config, prepared)

@@ -31,7 +31,8 @@ from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
 from flax_transformers.data.sources.documents import listed
-from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer
+from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.examples import (
     published_preprocessing,
@@ -47,7 +48,7 @@ from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.restore import RestoredModel, restore_model, saved_part, saved_tokenizers
 from flax_transformers.storage.file_hashes import cache_root, content_digest
 from flax_transformers.storage.paths import is_bucket
-from flax_transformers.training.check_run import LABEL_HEADS
+from flax_transformers.training.check_run import LABEL_HEADS, check_vocabulary
 from flax_transformers.training.config import TrainConfig
 
 
@@ -107,6 +108,24 @@ def prepared_data(
         return found
     prepared = _prepared(data, of_run)
     return prepared if of_the_run(prepared) else next(former, prepared)
+
+
+def check_known_tokenizers(config: TrainConfig) -> None:
+    """Raises UserError if the model or the objective of a new run does not fit its tokenizers.
+
+    Before the data are prepared, which can take hours; `check_run` compares again what is prepared.
+    Nothing is checked if a tokenizer is trained on the data, or nothing is left to prepare.
+    """
+    model, configs = config.model, config.data.tokenizers
+    trained = any(one.needs_training for one in configs.values())
+    if not isinstance(model, TextConfig) or not configs or trained:
+        return
+    if config.data.preparation().is_finished():
+        return
+    found = {name: train_tokenizer(one, ()).vocabulary for name, one in configs.items()}
+    whole = replace(found["tokenizer"], target=found.get("target_tokenizer"))
+    entries = model.vocab_size, model.pad_id, model.decoder.vocab_size
+    check_vocabulary(config, fitted_vocabulary(whole, *entries))
 
 
 def store_of_run(workdir: epath.Path) -> str | None:

@@ -20,13 +20,17 @@ from flax_transformers import runtime
 from flax_transformers.cli.evaluate import _check_data
 from flax_transformers.cli.main import main
 from flax_transformers.config_json import to_json
+from flax_transformers.data.config import TextData
 from flax_transformers.data.dataset import prepare
 from flax_transformers.data.images.dataset import ImageData
 from flax_transformers.data.images.kinds import ImageSource
 from flax_transformers.data.prepare.cached_stores import cache_directory
+from flax_transformers.data.sources.pairs import PairSource
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.parallel import distributed
 from flax_transformers.storage.file_hashes import cache_root
 from flax_transformers.testing import tiny_architecture, tiny_bert, tiny_config, write_corpus
@@ -121,6 +125,42 @@ def test_a_job_of_several_processes_prepares_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="There is no finished token store"):
         runtime.prepared_data(data)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_before_data_are_prepared(tmp_path, capsys):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    store = tmp_path / "store"
+    config = tiny_config(tmp_path / "text.txt", store, model=tiny_bert(pad_id=5))
+    with pytest.raises(UserError, match="pads with id 0, but model.pad_id is 5"):
+        ft.train(config, tmp_path / "run")
+    assert not store.exists()
+    options = ["--data.source.path", str(tmp_path / "text.txt"), "--data.store", str(store)]
+    options += ["--data.validation-fraction", "0.2", "--data.tokenizer.kind", "bytes"]
+    options += ["--data.tokenizer.lowercase", "None"]
+    options += ["--model.vocab-size", "262", "--model.pad-id", "5"]
+    assert main(["doctor", "--config", "bert_tiny", "--platform", "cpu", *options]) == 2
+    assert "pads with id 0, but model.pad_id is 5" in capsys.readouterr().err
+    trained = dataclasses.replace(config.data, tokenizer=TokenizerConfig("unigram", 262))
+    runtime.check_known_tokenizers(dataclasses.replace(config, data=trained))
+    prepare(config.data)
+    runtime.check_known_tokenizers(config)  # `check_run` compares what is in the store
+
+
+def test_both_tokenizers_of_pairs_are_compared_with_the_model(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("a\tb\n" * 20)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[CLS]", "[SEP]", "a", "b", "[PAD]"]))
+    data = TextData(
+        source=PairSource(str(tmp_path / "pairs.tsv")),
+        tokenizer=TokenizerConfig("bytes"),
+        target_tokenizer=TokenizerConfig(path=str(tmp_path / "vocab.txt")),
+        store=str(tmp_path / "store"),
+    )
+    ids = {"pad_id": 0, "bos_id": None, "eos_ids": (2,), "decoder_start_id": 0}
+    sizes = {"vocab_size": 262, "decoder_vocab_size": 6, "share_embeddings": False}
+    model = dataclasses.replace(tiny_architecture("MarianMTModel"), **ids, **sizes)
+    config = tiny_config("", "", model=model, objective=SequenceToSequence(), data=data)
+    with pytest.raises(UserError, match="sources pads with id 0 and that of the targets with 5"):
+        runtime.check_known_tokenizers(config)
 
 
 def test_processes_that_see_the_same_files_verify_a_share_each(tmp_path, monkeypatch):

@@ -152,6 +152,7 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     from flax_transformers.config_json import to_json
     from flax_transformers.parallel.distributed import check_equal
     from flax_transformers.runtime import (
+        check_known_tokenizers,
         fitted_data,
         prepared_data,
         store_of_run,
@@ -174,10 +175,13 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     _say(f"the config is the same in all processes and fits the devices ({sizes or 'one device'})")
     of_run = {} if folder is None else tokenizers_of_run(folder)
+    new = folder is None or not has_checkpoint(folder)
     if jax.process_count() == 1:  # it prepares the data itself
         with naming_options(config):
             _find(config.data, of_run)
         _say("the data is found")
+        if new:
+            check_known_tokenizers(config)
     else:
         trained_on = None if folder is None else store_of_run(folder)
         prepared = prepared_data(config.data, of_run, trained_on)
@@ -186,7 +190,6 @@ def _check_config(config: TrainConfig, overrides: Sequence[str], workdir: str | 
             prepared.fingerprint,
             "prepare them once, into a --data.store that all machines share",
         )
-        new = folder is None or not has_checkpoint(folder)
         check_run(config, fitted_data(config, prepared), new=new)
         _say(f"every process finds the data in {prepared.directory}")
 

@@ -76,22 +76,28 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
             f"early_stopping.patience is set, but the data in {prepared.directory} has no held-out "
             "examples; set --data.validation-fraction, or a validation_source in the config"
         )
-    if isinstance(config.model, TextConfig):
-        needs, vocabulary = config.objective.needs, prepared.vocabulary
-        anywhere = needs.causal is True or config.model.ends_in_embedding
-        _check_vocabulary(config.model, vocabulary, anywhere)
-        if faults := list(_faults_of_ends(config.model, needs, vocabulary)):
-            fault = ", and ".join(fault for fault, _, _ in faults)
-            options = (f"--model.{field.replace('_', '-')} {token}" for _, field, token in faults)
-            remedy = f"set {' '.join(options)}"
-            if new:
-                raise UserError(f"{fault}; {remedy}")
-            log.warning("%s; %s for a new run", fault, remedy)
-        for phase in config.phases:
-            row = dummy_row(config, phase, vocabulary)
-            _check_row(config, phase, row)
-            _check_decoder_start(config.model, row)
+    check_vocabulary(config, prepared.vocabulary, new=new)
     _check_classes(config, prepared)
+
+
+def check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, *, new: bool = True) -> None:
+    """The part of `check_run` for which the tokens of a text model's data are enough."""
+    needs, model = config.objective.needs, config.model
+    if not isinstance(model, TextConfig):
+        return
+    anywhere = needs.causal is True or model.ends_in_embedding
+    _check_sizes(model, vocabulary, anywhere)
+    if faults := list(_faults_of_ends(model, needs, vocabulary)):
+        fault = ", and ".join(fault for fault, _, _ in faults)
+        options = (f"--model.{field.replace('_', '-')} {token}" for _, field, token in faults)
+        remedy = f"set {' '.join(options)}"
+        if new:
+            raise UserError(f"{fault}; {remedy}")
+        log.warning("%s; %s for a new run", fault, remedy)
+    for phase in config.phases:
+        row = dummy_row(config, phase, vocabulary)
+        _check_row(config, phase, row)
+        _check_decoder_start(model, row)
 
 
 def check_tokenizer(model: TransformerConfig, vocabulary: Vocabulary, place: str) -> None:
@@ -293,7 +299,7 @@ def _remedy(config: TrainConfig, name: str, largest: int) -> str:
     return f"set --model.vocab-size {largest + 1} or more, or choose another tokenizer"
 
 
-def _check_vocabulary(model: TextConfig, vocabulary: Vocabulary, by_segment: bool) -> None:
+def _check_sizes(model: TextConfig, vocabulary: Vocabulary, by_segment: bool) -> None:
     """The embedding tables have a row for each id, and one id stands for padding."""
     if vocabulary.size > model.vocab_size:
         raise UserError(
