@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -39,7 +38,7 @@ class Tokenizer:
     files: Files
     """The files that were read, by name; none for a tokenizer trained in this process."""
 
-    finds_ends: ClassVar[bool] = False
+    finds_ends: bool = False
     """Whether ``encode_with_ends`` takes hardly longer than ``encode_batch``."""
 
     @property

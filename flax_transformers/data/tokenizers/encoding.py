@@ -19,7 +19,7 @@ from flax_transformers.data.tokenizers.sentences import sentence_ends
 
 _CHUNK = 1 << 18  # characters tokenized at once
 T = TypeVar("T")
-_PART = 1 << 16  # a longer text is cut where that changes no id
+_PART = 1 << 14  # a longer text is cut where that changes no id
 
 
 def encode_documents(

@@ -54,7 +54,7 @@ class ByteTokenizer(Tokenizer):
 
     kind: roles.Kind = "bytes"
     safe_cut: ClassVar[re.Pattern[str]] = re.compile("")
-    finds_ends: ClassVar[bool] = True
+    finds_ends = True
     OFFSET: ClassVar[int] = 3
     NAMES: ClassVar[dict[int, str]] = {
         0: "<pad>", 1: "</s>", 2: "<unk>", 259: "[CLS]", 260: "[SEP]", 261: "[MASK]"
@@ -174,6 +174,7 @@ class PieceTokenizer(Tokenizer):
         backend.no_padding()
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
         self.kind: roles.Kind = _model_kind(serialized)
+        self.finds_ends = self.kind == "wordpiece"
         self.fingerprint = fingerprint_of(self.kind, serialized.encode())
         ids = backend.get_vocab(with_added_tokens=True).values()
         size = max(ids) + 1
@@ -259,6 +260,23 @@ class PieceTokenizer(Tokenizer):
             (ids, span) if span is not None else self._encode_with_own_offsets([text])[0]
             for text, ids, span in zip(texts, encoded, spans, strict=True)
         ]
+
+    def encode_with_ends(
+        self, texts: Sequence[str], ends: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        if not self.finds_ends:
+            return super().encode_with_ends(texts, ends)
+        found = []
+        for text, at, encoding in zip(texts, ends, self._encodings(texts), strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            # The first token that reaches beyond a position follows those that end before it.
+            tokens = (encoding.char_to_token(end) if end < len(text) else len(ids) for end in at)
+            counts = [count for count in tokens if count is not None]
+            if len(counts) < len(at) or self._forbidden[ids].any():
+                found += super().encode_with_ends([text], [at])
+            else:
+                found.append((ids, counts))
+        return found
 
     def _summed_offsets(self, text: str, ids: np.ndarray) -> np.ndarray | None:
         """Offsets from the lengths of byte-level tokens; None if they do not add up."""

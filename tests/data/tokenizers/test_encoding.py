@@ -184,6 +184,8 @@ def offsets_ends(tokenizer, text, at):
 @pytest.mark.parametrize(
     "name",
     [
+        "WordPiece",
+        "WordPiece, lower case",
         "unigram",
         pytest.param("unigram with whitespace", marks=pytest.mark.full),
         pytest.param("unigram, lower case", marks=pytest.mark.full),
@@ -206,7 +208,7 @@ def test_tokens_before_a_position_are_those_whose_offsets_end_there(name):
         assert (ids.tolist(), found) == offsets_ends(tokenizer, text, sentence_ends(text))
 
 
-@pytest.mark.parametrize("name", ["unigram", "unigram with whitespace", "BPE"])
+@pytest.mark.parametrize("name", ["WordPiece", "unigram", "unigram with whitespace", "BPE"])
 def test_sentences_of_most_languages_need_no_offsets(name, monkeypatch):
     tokenizer, asked = made(name), []
     plain = type(tokenizer).encode_with_offsets
