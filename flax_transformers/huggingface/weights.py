@@ -29,6 +29,7 @@ _INNER_WRAPPERS = re.compile(
 )
 """Prefixes that torch.compile, FSDP and activation checkpointing insert anywhere in a name."""
 
+_BLOCK = 64, 256  # rows and columns that are transposed at once
 _AXES = {"vocab_size", "hidden_size", "intermediate_size", "decoder_vocab_size", "token_types"}
 """Fields that are the length of an axis of some tensor."""
 
@@ -214,13 +215,27 @@ def slot_shape(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> tuple[
 
 
 def read_into(result: Mapping[str, Any], slot: Slot, value: np.ndarray, vocab_size: int) -> None:
-    """Write a published tensor into our parameters."""
+    """Write a published tensor into our parameters, zeros so far."""
     vocab_size = slot.vocab_size or vocab_size
     places = [result[path][(*slot.index, ...)] for path in slot.paths]
     sizes = [shape[slot.axis] for shape in part_shapes(slot, result, vocab_size)[:-1]]
     parts = np.split(value, np.cumsum(sizes), slot.axis) if sizes else [value]
     for place, part in zip(places, parts, strict=True):
-        place[...] = _to_ours(slot.axes, part, place.shape, vocab_size)
+        _copy(place, _to_ours(slot.axes, part, place.shape, vocab_size))
+
+
+def _copy(place: np.ndarray, value: np.ndarray) -> None:
+    """Copies ``value`` to the start of ``place``. In blocks, because a large matrix that is
+    transposed at once is read a cache line per number."""
+    start: tuple[Any, ...] = (*map(slice, value.shape), ...)
+    place = place[start]
+    if value.ndim < 2 or value.flags.c_contiguous:
+        place[...] = value
+        return
+    for rows in range(0, value.shape[0], _BLOCK[0]):
+        for columns in range(0, value.shape[1], _BLOCK[1]):
+            block = slice(rows, rows + _BLOCK[0]), slice(columns, columns + _BLOCK[1])
+            place[block] = value[block]
 
 
 def read_out(slot: Slot, leaves: Mapping[str, Any], vocab_size: int) -> np.ndarray:
@@ -273,8 +288,7 @@ def _to_ours(axes: str, value: np.ndarray, shape: tuple[int, ...], vocab_size: i
     ours, groups = parse_axes(axes)
     theirs, sizes = "".join(groups), _sizes(ours, shape, vocab_size)
     value = value.reshape([sizes[letter] for letter in theirs])
-    value = value.transpose([theirs.index(letter) for letter in ours])
-    return np.pad(value, [(0, to - size) for to, size in zip(shape, value.shape, strict=True)])
+    return value.transpose([theirs.index(letter) for letter in ours])
 
 
 def to_theirs(axes: str, value: np.ndarray, vocab_size: int) -> np.ndarray:
