@@ -7,7 +7,7 @@ Command:   cd data/tinyshakespeare
 Data:      data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn (public domain), split as
            nanoGPT does: the last tenth is held out. Set --data.source.path and
            --data.validation-source.path if the files are elsewhere
-Hardware:  2 CPU cores, 4 minutes on one of them (measured while another job ran on the other)
+Hardware:  2 CPU cores, 3 to 4 minutes (measured on one of them, while a job ran on the other)
 Expected:  held-out loss 1.825, 1.815 and 1.816 nats per byte with seeds 0, 1 and 2, byte-trigram
            baseline 2.08 (measured), after 1.1 M tokens. nanoGPT's README reports 1.88 per character
            for its model of this size on a CPU, after 1.5 M tokens in about 3 minutes
