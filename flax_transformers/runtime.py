@@ -31,7 +31,7 @@ from flax_transformers.data.base import Compare, Tokenizers
 from flax_transformers.data.config import DataConfig
 from flax_transformers.data.dataset import Dataset, open_dataset, prepare, tokenizers
 from flax_transformers.data.sources.documents import listed
-from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
+from flax_transformers.data.tokenizers.fitting import fitted_vocabulary, padded_vocabulary
 from flax_transformers.data.tokenizers.load import Tokenizer, load_tokenizer, train_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.examples import (
@@ -116,16 +116,31 @@ def check_known_tokenizers(config: TrainConfig) -> None:
     Before the data are prepared, which can take hours; `check_run` compares again what is prepared.
     Nothing is checked if a tokenizer is trained on the data, or nothing is left to prepare.
     """
-    model, configs = config.model, config.data.tokenizers
-    trained = any(one.needs_training for one in configs.values())
-    if not isinstance(model, TextConfig) or not configs or trained:
+    configs = config.data.tokenizers
+    if not configs or any(one.needs_training for one in configs.values()):
         return
-    if config.data.preparation().is_finished():
+    try:
+        _check_tokenizers(config, {name: train_tokenizer(one, ()) for name, one in configs.items()})
+    except UserError:
+        # Asked last, because the name of a store can be that of all bytes of its source.
+        if not config.data.preparation().is_finished():
+            raise
+
+
+def _check_tokenizers(config: TrainConfig, of_data: Tokenizers) -> None:
+    model, target = config.model, of_data.get("target_tokenizer")
+    if not isinstance(model, TextConfig):
         return
-    found = {name: train_tokenizer(one, ()).vocabulary for name, one in configs.items()}
-    whole = replace(found["tokenizer"], target=found.get("target_tokenizer"))
+    of_targets = None if target is None else target.vocabulary
+    whole = replace(of_data["tokenizer"].vocabulary, target=of_targets)
     entries = model.vocab_size, model.pad_id, model.decoder.vocab_size
-    check_vocabulary(config, fitted_vocabulary(whole, *entries))
+    known = fitted_vocabulary(whole, *entries)
+    try:
+        check_vocabulary(config, known)
+    except UserError:
+        if whole.roles.keys() - known.roles.keys() - {"pad"}:  # rather: the model is too small
+            check_vocabulary(config, padded_vocabulary(whole, *entries[:2]))
+        raise
 
 
 def store_of_run(workdir: epath.Path) -> str | None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 from jax.experimental import multihost_utils
 
 import flax_transformers as ft
@@ -30,6 +31,7 @@ from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.errors import UserError
 from flax_transformers.models.config import ComputeConfig
+from flax_transformers.objectives.causal_lm import CausalLM
 from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.parallel import distributed
 from flax_transformers.storage.file_hashes import cache_root
@@ -144,6 +146,32 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_data_are_prepared(tmp_p
     runtime.check_known_tokenizers(dataclasses.replace(config, data=trained))
     prepare(config.data)
     runtime.check_known_tokenizers(config)  # `check_run` compares what is in the store
+    gone = dataclasses.replace(config.data, tokenizer=TokenizerConfig(path=str(tmp_path / "gone")))
+    runtime.check_known_tokenizers(dataclasses.replace(config, data=gone))
+
+
+def test_a_model_without_the_last_special_tokens_is_called_too_small(tmp_path):
+    """Not the tokenizer, as if it had no end of a text."""
+    write_corpus(tmp_path / "text.txt", documents=20)
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    ids = {"pad_id": -1, "bos_id": None, "eos_ids": ()}
+    model = dataclasses.replace(tiny_architecture("GPT2LMHeadModel"), vocab_size=2, **ids)
+    config = tiny_config(tmp_path / "text.txt", "store", model=model, objective=CausalLM())
+    data = dataclasses.replace(config.data, tokenizer=TokenizerConfig(path=str(tmp_path)))
+    config = dataclasses.replace(config, data=data)
+    with pytest.raises(UserError, match="has 3 tokens, but model.vocab_size is 2; set --model"):
+        runtime.check_known_tokenizers(config)
+
+
+def test_the_source_is_not_hashed_to_compare_tokenizers(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "text.txt", documents=20)
+    config = tiny_config(tmp_path / "text.txt", "")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=None))
+    monkeypatch.setattr(TextData, "preparation", None)
+    runtime.check_known_tokenizers(config)
 
 
 def test_both_tokenizers_of_pairs_are_compared_with_the_model(tmp_path):
