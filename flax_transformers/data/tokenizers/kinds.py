@@ -174,7 +174,8 @@ class PieceTokenizer(Tokenizer):
         backend.no_padding()
         backend.encode_special_tokens = True  # read special tokens in the text as plain text
         self.kind: roles.Kind = _model_kind(serialized)
-        self.finds_ends = self.kind == "wordpiece"
+        # The time that it takes in a text that is not cut grows with the square of its length.
+        self.finds_ends = self.kind == "wordpiece" and self.safe_cut is not None
         self.fingerprint = fingerprint_of(self.kind, serialized.encode())
         ids = backend.get_vocab(with_added_tokens=True).values()
         size = max(ids) + 1

@@ -220,6 +220,15 @@ def test_sentences_of_most_languages_need_no_offsets(name, monkeypatch):
     assert len(asked) <= len(texts) // 4, asked
 
 
+def test_positions_are_sought_only_in_texts_that_are_cut():
+    """`char_to_token` begins at the start of the text, so that a book would take hours."""
+    assert made("WordPiece").finds_ends
+    backend = tokenizers.Tokenizer.from_str(made("WordPiece").serialized)
+    backend.add_tokens(["<url>"])
+    with_added = PieceTokenizer(backend.to_str())
+    assert with_added.safe_cut is None and not with_added.finds_ends
+
+
 @pytest.mark.parametrize("name", ["unigram", "unigram with whitespace", "BPE", "bytes"])
 def test_texts_without_special_tokens_need_no_offsets(name, monkeypatch):
     tokenizer, texts = made(name), [*TEXTS.values(), ""]
