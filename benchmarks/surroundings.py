@@ -240,26 +240,24 @@ def our_side(folder: Path) -> dict[str, Case]:
     return {**cases, "fine-tune": fine_tune, "evaluate": evaluate, SAVE_OFTEN: save_often}
 
 
-def their_side(folder: Path) -> dict[str, Case]:
+def _their_rows(folder: Path, tokenizer: Any) -> Any:
     import datasets
-    import torch
-    import transformers
 
-    torch.manual_seed(0)
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-    transformers.BertForMaskedLM(transformers.BertConfig()).save_pretrained(folder / "bert")
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "held_out")}
-    rows = datasets.load_dataset("json", data_files=files, cache_dir=str(folder / "hf")).map(
+    return datasets.load_dataset("json", data_files=files, cache_dir=str(folder / "hf")).map(
         lambda row: {
             **tokenizer(row["text"], truncation=True, max_length=LENGTH),
             "labels": int(row["label"][1:]),
         },
         remove_columns=["text", "label"],
     )
-    loaded, runs = {}, itertools.count()
-    model = transformers.BertForSequenceClassification(
+
+
+def _their_model(tokenizer: Any) -> Any:
+    import transformers
+
+    return transformers.BertForSequenceClassification(
         transformers.BertConfig(
             vocab_size=len(tokenizer),
             max_position_embeddings=LENGTH,
@@ -270,6 +268,18 @@ def their_side(folder: Path) -> dict[str, Case]:
             intermediate_size=MODEL["intermediate_size"],
         )
     )
+
+
+def their_side(folder: Path) -> dict[str, Case]:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    transformers.BertForMaskedLM(transformers.BertConfig()).save_pretrained(folder / "bert")
+    rows, model = _their_rows(folder, tokenizer), _their_model(tokenizer)
+    loaded, runs = {}, itertools.count()
 
     class Times(transformers.TrainerCallback):
         def __init__(self) -> None:
