@@ -57,25 +57,28 @@ def start_processes(limits: Limits | None = None, platform: str | None = None) -
     ``limits.start_s``.
 
     A job is defined by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``,
-    or detected by JAX (SLURM, Open MPI, GKE, TPU slices; then the address can be set alone). On
-    GPUs, a process uses those of `_local_device_ids`. The hosts of a TPU VM slice are not connected
-    if ``platform`` or ``JAX_PLATFORMS`` is another one. A single process is not connected, and a
-    second call has no effect. ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after
-    which a process without heartbeat counts as lost. Raises UserError if only some of the three
-    variables are set.
+    or detected by JAX (SLURM, Open MPI 4, TPU slices; then the address can be set alone); under
+    Open MPI 5 the address must be set. On GPUs, a process uses those of `_local_device_ids`. The
+    hosts of a TPU VM slice are not connected if ``platform`` or ``JAX_PLATFORMS`` is another one. A
+    single process is not connected, and a second call has no effect.
+    ``FLAX_TRANSFORMERS_HEARTBEAT_SECONDS`` replaces the 10 seconds after which a process without
+    heartbeat counts as lost. Raises UserError if only some of the three variables are set.
     """
     if jax.distributed.is_initialized():
         return
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+    remedy = "set all three or none"
+    if _by_open_mpi_5() and not any(map(os.environ.get, names[1:])):
+        names[1:] = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
+        remedy = f"name the host of process 0 and a free port: mpirun -x {names[0]}=HOST:PORT"
     given = [name for name in names if os.environ.get(name)]
     if len(given) == len(names):
         address = os.environ[names[0]]
         count, index = (ranges.parse_integer(os.environ[name]) for name in names[1:])
         if count is None or index is None or not 0 <= index < count <= _MAX_PROCESSES:
             raise UserError(
-                f"JAX_PROCESS_ID {os.environ[names[2]]} of JAX_NUM_PROCESSES "
-                f"{os.environ[names[1]]} is not valid; number the processes from 0 to "
-                "JAX_NUM_PROCESSES - 1"
+                f"{names[2]} {os.environ[names[2]]} of {names[1]} {os.environ[names[1]]} is not "
+                f"valid; number the processes from 0 to {names[1]} - 1"
             )
         host, _, port = address.rpartition(":")
         if not host or not _PORTS.admits(ranges.parse_integer(port)):
@@ -86,7 +89,7 @@ def start_processes(limits: Limits | None = None, platform: str | None = None) -
         _initialize(address, count, index, limits or Limits())
     elif given and not (given == [names[0]] and _launched_with_others(platform)):
         missing = ", ".join(name for name in names if name not in given)
-        raise UserError(f"{', '.join(given)} set but not {missing}; set all three or none")
+        raise UserError(f"{', '.join(given)} set but not {missing}; {remedy}")
     elif _launched_with_others(platform):
         _initialize(None, None, None, limits or Limits())
 
@@ -129,8 +132,8 @@ def _initialize(address: str | None, count: int | None, index: int | None, limit
 def _local_device_ids() -> list[int] | None:
     """[] for all GPUs that this process sees: the only one of its node, or with GPUs of its own.
 
-    Otherwise None, for JAX's choice: `JAX_LOCAL_DEVICE_IDS`, or for a task of SLURM or Open MPI the
-    GPU of its number on the node.
+    Otherwise the GPU of its number on the node for a process of Open MPI 5, and None for JAX's
+    choice: `JAX_LOCAL_DEVICE_IDS`, or for a task of SLURM or Open MPI 4 the GPU of its number.
     """
     seen, of_node = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_GPUS_ON_NODE", "")
     has_own = seen and len(seen.split(",")) < max(ranges.parse_integer(of_node) or 0, 2)
@@ -138,7 +141,9 @@ def _local_device_ids() -> list[int] | None:
     is_alone = tasks is not None and tasks == nodes
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:  # SLURM's tasks are Open MPI's daemons
         is_alone = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
-    return [] if (has_own or is_alone) and not os.environ.get("JAX_LOCAL_DEVICE_IDS") else None
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or not (has_own or is_alone or _by_open_mpi_5()):
+        return None
+    return [] if has_own or is_alone else [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]
 
 
 class _KeyValueStore:
@@ -189,13 +194,20 @@ def _connections_to(port: int) -> int:
     return found
 
 
+def _has_several(variable: str) -> bool:
+    return (ranges.parse_integer(os.environ.get(variable, "1")) or 0) > 1
+
+
+def _by_open_mpi_5() -> bool:
+    # JAX detects only mpirun of earlier versions, by the address of its daemon.
+    return _has_several("OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in os.environ
+
+
 def _launched_with_others(platform: str | None) -> bool:
     # srun sets SLURM_STEP_NUM_TASKS for its tasks. SLURM_NTASKS is also set in the shells of sbatch
     # and salloc, which are single processes.
-    counts = (os.environ.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    if any((ranges.parse_integer(count) or 0) > 1 for count in counts):
-        return True
-    if "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+    several = _has_several("SLURM_STEP_NUM_TASKS") or _has_several("OMPI_COMM_WORLD_SIZE")
+    if several or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
         return True
     # GKE lists all hosts of a slice.
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):

@@ -24,6 +24,7 @@ LAUNCHERS = (
     "SLURM_NTASKS",
     "SLURM_STEP_NUM_TASKS",
     "OMPI_COMM_WORLD_SIZE",
+    "OMPI_MCA_orte_hnp_uri",
     "TPU_PROCESS_ADDRESSES",
     "TPU_WORKER_HOSTNAMES",
     "MEGASCALE_COORDINATOR_ADDRESS",
@@ -83,7 +84,7 @@ def test_three_variables_name_a_process_of_a_job(start):
     "environment",
     [
         {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
-        {"OMPI_COMM_WORLD_SIZE": "16"},
+        {"OMPI_COMM_WORLD_SIZE": "16", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1234"},
         {"TPU_WORKER_HOSTNAMES": "a,b"},
         {"TPU_PROCESS_ADDRESSES": "a:8471,b:8471", "TPU_WORKER_HOSTNAMES": "a"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
@@ -98,11 +99,21 @@ EIGHT_TASKS = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM
 ONE_TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0"}
 ALL_SEEN = {"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
 RANKS = {
-    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1234",
     "OMPI_COMM_WORLD_SIZE": "16",
     "OMPI_COMM_WORLD_RANK": "5",
     "OMPI_COMM_WORLD_LOCAL_RANK": "5",
 }
+OPEN_MPI_4 = RANKS | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1234"}
+OPEN_MPI_5 = RANKS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}
+
+
+def test_open_mpi_5_numbers_the_processes_for_a_given_address(start):
+    assert start(**OPEN_MPI_5) == ("10.0.0.1:1234", 16, 5)
+
+
+def test_open_mpi_5_does_not_give_the_address(start):
+    with pytest.raises(UserError, match="mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT$"):
+        start(**RANKS)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +126,11 @@ RANKS = {
         (ONE_TASK | ALL_SEEN | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, "4,5"),
         (EIGHT_TASKS | ALL_SEEN | {"CUDA_VISIBLE_DEVICES": "0"}, "all"),
         (EIGHT_TASKS | ALL_SEEN | {"CUDA_VISIBLE_DEVICES": "0,1"}, "all"),
-        (ONE_TASK | ALL_SEEN | RANKS | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, "5"),
-        (ONE_TASK | ALL_SEEN | RANKS | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        (ONE_TASK | ALL_SEEN | OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, "5"),
+        (ONE_TASK | ALL_SEEN | OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        (ONE_TASK | ALL_SEEN | OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, "5"),
+        (OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        (OPEN_MPI_5 | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, "4,5"),
     ],
 )
 def test_a_task_uses_all_gpus_that_are_its_own(monkeypatch, start, environment, devices):
