@@ -24,7 +24,8 @@ class DeviceSpec:
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     memory_gib: float
-    """Memory as reported by libtpu 0.0.52 on TPUs, which programs can use; all of it on GPUs."""
+    """Memory as reported by libtpu 0.0.52 on TPUs, which programs can use. On GPUs the total that
+    the CUDA driver reports to programs, which is less than nvidia-smi's; JAX uses a part of it."""
     memory_bandwidth: float
     """Bytes/s."""
     ring_bandwidth: float
@@ -48,7 +49,8 @@ class DeviceSpec:
 # Sources: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x (the network of v4,
 # which is not given there, as that of v5p);
 # NVIDIA's data sheets of the A100, H100, GH200, H200 and B200, with one 400 Gbit/s adapter (A100:
-# 200) for each GPU.
+# 200) for each GPU. Memory of GPUs: device_memory_size of XLA's target_config/specs, and for the
+# H100 NVL, H200 and GH200 the total that CUDA gives to PyTorch and other programs.
 _V5E = (197 * TERA, 15.75, 819 * GIGA, 100 * GIGA, 3.125 * GIGA)
 _V5P = (459 * TERA, 95.73, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA)
 _V6E = (918 * TERA, 31.24, 1638 * GIGA, 200 * GIGA, 12.5 * GIGA)
@@ -63,18 +65,18 @@ DEVICE_SPECS = (
     DeviceSpec("TPU v6", *_V6E),
     DeviceSpec("TPU v6e", *_V6E),
     DeviceSpec("TPU7x", 2307 / 2 * TERA, 94.74, 7380 / 2 * GIGA, 100 * GIGA, 6.25 * GIGA),
-    DeviceSpec("GB200", 2500 * TERA, 173.2, *_B200),
-    DeviceSpec("B200", 2250 * TERA, 167.6, *_B200),
-    DeviceSpec("GH200 480GB", 989 * TERA, 89.4, 4000 * GIGA, 450 * GIGA, 50 * GIGA),
-    DeviceSpec("GH200 144G", 989 * TERA, 134.1, 4900 * GIGA, 450 * GIGA, 50 * GIGA),
-    DeviceSpec("H200 NVL", 836 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
-    DeviceSpec("H200", 989 * TERA, 131.3, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
-    DeviceSpec("H100 NVL", 835 * TERA, 87.5, 3900 * GIGA, 300 * GIGA, 50 * GIGA),
-    DeviceSpec("H100 PCIe", 756 * TERA, 74.5, 2000 * GIGA, 300 * GIGA, 50 * GIGA),
-    DeviceSpec("H100", 989 * TERA, 74.5, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
-    DeviceSpec("A100-SXM4-40GB", 312 * TERA, 37.2, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
-    DeviceSpec("A100-PCIE-40GB", 312 * TERA, 37.2, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
-    DeviceSpec("A100", 312 * TERA, 74.5, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
+    DeviceSpec("GB200", 2500 * TERA, 184.3, *_B200),
+    DeviceSpec("B200", 2250 * TERA, 178.3, *_B200),
+    DeviceSpec("GH200 480GB", 989 * TERA, 94.5, 4000 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("GH200 144G", 989 * TERA, 142.5, 4900 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("H200 NVL", 836 * TERA, 139.7, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("H200", 989 * TERA, 139.7, 4800 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("H100 NVL", 835 * TERA, 93.0, 3900 * GIGA, 300 * GIGA, 50 * GIGA),
+    DeviceSpec("H100 PCIe", 756 * TERA, 79.1, 2000 * GIGA, 300 * GIGA, 50 * GIGA),
+    DeviceSpec("H100", 989 * TERA, 79.1, 3350 * GIGA, 450 * GIGA, 50 * GIGA),
+    DeviceSpec("A100-SXM4-40GB", 312 * TERA, 39.4, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
+    DeviceSpec("A100-PCIE-40GB", 312 * TERA, 39.4, 1555 * GIGA, 300 * GIGA, 25 * GIGA),
+    DeviceSpec("A100", 312 * TERA, 79.2, 2039 * GIGA, 300 * GIGA, 25 * GIGA),
 )
 
 

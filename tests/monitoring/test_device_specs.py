@@ -44,17 +44,20 @@ def test_other_gpus_of_similar_names_and_slices_are_unknown(device_kind):
 
 
 @pytest.mark.parametrize(
-    ("device_kind", "gigabytes"),
+    ("device_kind", "total"),
     [
-        ("NVIDIA A100-SXM4-80GB", 80),
-        ("NVIDIA A100-SXM4-40GB", 40),
-        ("NVIDIA H200", 141),
-        ("NVIDIA GH200 480GB", 96),
-        ("NVIDIA GH200 144G HBM3e", 144),
+        ("NVIDIA A100-SXM4-80GB", 85_100_068_864),
+        ("NVIDIA A100-SXM4-40GB", 42_331_013_120),
+        ("NVIDIA H100 80GB HBM3", 84_942_979_072),
+        ("NVIDIA H200", 139.8 * 2**30),
+        ("NVIDIA GH200 480GB", 94.5 * 2**30),
+        ("NVIDIA GH200 144G HBM3e", 153_008_209_920),
+        ("NVIDIA B200", 191_514_411_008),
+        ("NVIDIA GB200", 197_897_748_480),
     ],
 )
-def test_memory_is_that_of_the_gpu_and_not_of_its_host(device_kind, gigabytes):
-    assert device_spec(device_kind).memory_gib * 2**30 == pytest.approx(gigabytes * 1e9, rel=2e-3)
+def test_memory_is_the_total_that_cuda_reports_for_the_gpu(device_kind, total):
+    assert device_spec(device_kind).memory_gib * 2**30 == pytest.approx(total, rel=2e-3)
 
 
 def test_a_cpu_and_an_unknown_accelerator_are_no_chips():
@@ -73,7 +76,7 @@ def no_fraction(monkeypatch):
 
 @pytest.mark.parametrize("name", FRACTIONS)
 def test_programs_get_a_fraction_of_the_memory_of_a_gpu(no_fraction, monkeypatch, name):
-    whole = 74.5 * 2**30
+    whole = 79.1 * 2**30
     assert device_spec("NVIDIA H100 80GB HBM3").available_bytes == int(0.75 * whole)
     monkeypatch.setenv(name, "0.9")
     assert device_spec("NVIDIA H100 80GB HBM3").available_bytes == int(whole * 0.9)
