@@ -116,6 +116,8 @@ def _tpu_devices(topology: str, kind: str, grid: tuple[int, ...], slices: int) -
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     name, settings = f"{kind}:{'x'.join(map(str, grid))}", _TPU_SETTINGS.get(kind, {})
+    if math.prod(grid) == 1:  # otherwise a host has 2x2 chips
+        settings = settings | {"chips_per_host_bounds": (1, 1, 1)}
     return _described(topology, "tpu", topology_name=name, num_slices=slices, **settings)
 
 

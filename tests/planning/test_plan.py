@@ -359,3 +359,8 @@ def test_an_unknown_topology_is_refused():
 def test_slices_are_given_in_the_name_or_as_an_option():
     for devices in (devices_of("2xv5e:2x2"), devices_of("v5e:2x2", slices=2)):
         assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("name", ["v5litepod-1", "v6e:1x1"])
+def test_a_tpu_can_be_a_single_chip(name):
+    assert len(devices_of(name)) == 1
