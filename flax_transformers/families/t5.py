@@ -281,55 +281,42 @@ def relative_bias(config: T5Config) -> RelativeBias | None:
 
 
 def _size(
-    width: int, inner: int, layers: int, heads: int, head_dim: int = 64, **changes: Any
+    base: T5Config, width: int, inner: int, layers: int, heads: int, **changes: Any
 ) -> T5Config:
-    return T5Config(
+    return replace(
+        base,
         hidden_size=width,
         intermediate_size=inner,
         num_layers=layers,
         num_heads=heads,
-        head_dim=head_dim,
         **changes,
     )
 
 
+_1_0 = T5Config()
 _1_1 = T5Config(gated=True, activation="gelu_tanh", tie_embeddings=False, scale_logits=False)
 
-
-def _newer(
-    width: int, inner: int, layers: int, heads: int, decoder_layers: int | None = None
-) -> T5Config:
-    return replace(
-        _1_1,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_layers=layers,
-        num_heads=heads,
-        num_decoder_layers=decoder_layers,
-    )
-
-
 _NEWER = {
-    "small": _newer(512, 1024, 8, 6),
-    "base": _newer(768, 2048, 12, 12),
-    "large": _newer(1024, 2816, 24, 16),
-    "xl": _newer(2048, 5120, 24, 32),
-    "xxl": _newer(4096, 10240, 24, 64),
+    "small": _size(_1_1, 512, 1024, 8, 6),
+    "base": _size(_1_1, 768, 2048, 12, 12),
+    "large": _size(_1_1, 1024, 2816, 24, 16),
+    "xl": _size(_1_1, 2048, 5120, 24, 32),
+    "xxl": _size(_1_1, 4096, 10240, 24, 64),
 }
 _BYTES = {
-    "small": _newer(1472, 3584, 12, 6, 4),
-    "base": _newer(1536, 3968, 18, 12, 6),
-    "large": _newer(1536, 3840, 36, 16, 12),
-    "xl": _newer(2560, 6720, 36, 32, 12),
-    "xxl": _newer(4672, 12352, 36, 64, 12),
+    "small": _size(_1_1, 1472, 3584, 12, 6, num_decoder_layers=4),
+    "base": _size(_1_1, 1536, 3968, 18, 12, num_decoder_layers=6),
+    "large": _size(_1_1, 1536, 3840, 36, 16, num_decoder_layers=12),
+    "xl": _size(_1_1, 2560, 6720, 36, 32, num_decoder_layers=12),
+    "xxl": _size(_1_1, 4672, 12352, 36, 64, num_decoder_layers=12),
 }
 
 SIZES: dict[str, T5Config] = {
-    "t5-small": _size(512, 2048, 6, 8),
-    "t5-base": _size(768, 3072, 12, 12),
-    "t5-large": _size(1024, 4096, 24, 16),
-    "t5-3b": _size(1024, 16384, 24, 32, 128),
-    "t5-11b": _size(1024, 65536, 24, 128, 128),
+    "t5-small": _size(_1_0, 512, 2048, 6, 8),
+    "t5-base": _size(_1_0, 768, 3072, 12, 12),
+    "t5-large": _size(_1_0, 1024, 4096, 24, 16),
+    "t5-3b": _size(_1_0, 1024, 16384, 24, 32, head_dim=128),
+    "t5-11b": _size(_1_0, 1024, 65536, 24, 128, head_dim=128),
     **{f"t5-v1_1-{name}": size for name, size in _NEWER.items()},
     **{
         f"mt5-{name}": replace(size, architecture="MT5ForConditionalGeneration", vocab_size=250112)
