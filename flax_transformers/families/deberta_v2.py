@@ -24,11 +24,11 @@ from flax import struct
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
-from flax_transformers.families.bert import word_weights
+from flax_transformers.families.bert import BertConfig, word_weights
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import Weight, WeightTable, attention, linear, norm, tied
-from flax_transformers.models.config import Activation, ComputeConfig, TextConfig
+from flax_transformers.models.config import Activation, ComputeConfig
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderModel
 from flax_transformers.models.heads import ActivatedPoolingMixin
 from flax_transformers.models.kernels.dropout import dropout
@@ -269,22 +269,14 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebertaV2Config(TextConfig):
+class DebertaV2Config(BertConfig):
     """The published DeBERTa-v3, base size by default: post-norm, positions in attention alone."""
 
     architecture: str = "DebertaV2ForMaskedLM"
     vocab_size: int = 128100
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int | None = 512
-    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-7
     positions: Literal["learned", "none"] = "none"
-    embedding_norm: bool = True
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
+    token_types: int = 0
     position_buckets: int = 256
     """Number of relative positions to each side, of which half are on a logarithmic scale; 0: one
     for each distance."""
@@ -299,10 +291,6 @@ class DebertaV2Config(TextConfig):
     """After the convolution."""
     legacy_head: bool = True
     """The masked-LM head has the names of transformers' ``legacy`` head in files."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """Input of sequence classifiers and sentence embeddings: the first token or the mean of all."""
-    normalize_embeddings: bool | None = None
-    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
 
     RANGES: ClassVar[ranges.Ranges] = {
         "position_buckets": ranges.integers(0, 2**20),

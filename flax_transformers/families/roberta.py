@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from flax_transformers.families import bert
 from flax_transformers.huggingface import fields as huggingface
 from flax_transformers.huggingface.family import Family
 from flax_transformers.huggingface.weights import WeightTable, linear, norm, tied
-from flax_transformers.models.config import Activation, TextConfig
+from flax_transformers.models.config import Activation
 from flax_transformers.models.encoder import EncoderForMaskedLM, EncoderWithPooler
 from flax_transformers.models.heads import Pooler, mean_of_tokens
 from flax_transformers.models.parts import ModelParts
@@ -66,7 +66,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobertaConfig(TextConfig):
+class RobertaConfig(bert.BertConfig):
     """The published RoBERTa: BERT's layers, positions that skip padding; base size by default.
 
     The position table has ``pad_id`` + 1 rows before that of the first token, and so must
@@ -75,23 +75,10 @@ class RobertaConfig(TextConfig):
 
     architecture: str = "RobertaForMaskedLM"
     vocab_size: int = 50265
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int | None = 512
     position_offset: int = 2
     pad_id: int = 1
-    norm_position: Literal["pre", "post"] = "post"
     norm_eps: float = 1e-5
     token_types: int = 1
-    embedding_norm: bool = True
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    pooling: Literal["cls", "mean"] = "cls"
-    """Input of sequence classifiers and sentence embeddings: the first token or the mean of all."""
-    normalize_embeddings: bool | None = None
-    """Whether sentence embeddings have length 1; None: not a sentence encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
