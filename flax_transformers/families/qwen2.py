@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.families import llama
 from flax_transformers.huggingface import fields as huggingface
-from flax_transformers.huggingface.weights import WeightTable
 from flax_transformers.models.config import Rope
 
 
@@ -86,16 +86,8 @@ SIZES: dict[str, Qwen2Config] = {
 _TYPES = {True: "sliding_attention", False: "full_attention"}
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """What a config.json means by fields that it leaves out."""
-
-    use_sliding_window: bool = False
-    sliding_window: int = 4096
-    full_layers: int = 28
-
-
-_WINDOWS = _Windows()
+_WINDOWS = SimpleNamespace(use_sliding_window=False, sliding_window=4096, full_layers=28)
+"""What a config.json means by fields that it leaves out."""
 
 
 def _read_windows(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
@@ -154,14 +146,9 @@ DEFAULTS = replace(
 JSON = WindowFields(defaults=DEFAULTS, fixed={"model_type": "qwen2"})
 
 
-def weights(config: Qwen2Config) -> WeightTable:
-    """The names of Qwen 2's tensors."""
-    return llama.with_prefix_of_questions(config, llama.decoder_table(config))
-
-
 FAMILY = llama.family(
     "Qwen2",
     JSON,
     sizes=SIZES,
-    weights=weights,
+    weights=llama.weights,
 )
