@@ -13,7 +13,6 @@ import numpy as np
 
 from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.data.store.token_store import TokenStore
 from flax_transformers.evaluation.held_out import evenly_spread, held_out_batches
 from flax_transformers.objectives.base import Batch, Vocabulary
 from flax_transformers.objectives.next_sentence import NextSentence
@@ -264,8 +263,3 @@ def majority_class(
     scored = held_out[evenly_spread(len(held_out), config.evaluation.max_examples)]
     score = float(np.mean(scored == np.bincount(train).argmax()))
     return Baseline("majority class", "eval/accuracy", score, len(scored), things)
-
-
-def all_labels(store: TokenStore) -> np.ndarray:
-    """The labels of all documents of a labelled store, in order."""
-    return np.concatenate([store.labels(document) for document in range(store.num_documents)])

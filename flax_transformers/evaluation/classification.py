@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_transformers.data.images.dataset import PreparedImages
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
+from flax_transformers.evaluation.baselines import Baseline, majority_class
 from flax_transformers.evaluation.class_report import (
     ClassReport,
     class_scores,
@@ -81,7 +81,7 @@ def classification_baselines(config: TrainConfig, prepared: PreparedText) -> lis
     numeric = config.objective.loss == "mse"
     if held_out.label_kind != ("numbers" if numeric else "classes"):  # refused when the run begins
         return []
-    train, truth = all_labels(prepared.train), all_labels(held_out)
+    train, truth = prepared.train.all_labels, held_out.all_labels
     if not numeric:
         return [majority_class(config, train, truth, "held-out texts")]
     truth = truth[evenly_spread(len(truth), config.evaluation.max_examples)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.evaluation.baselines import Baseline, all_labels, majority_class
+from flax_transformers.evaluation.baselines import Baseline, majority_class
 from flax_transformers.evaluation.class_report import ClassReport, confusion_matrix
 from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.training.callbacks import Evaluator, Snapshot
@@ -115,5 +115,5 @@ def tagging_baselines(config: TrainConfig, prepared: PreparedText) -> list[Basel
         return []
     if config.evaluation.max_examples is not None:
         return []
-    labels = all_labels(prepared.train), all_labels(prepared.validation)
+    labels = prepared.train.all_labels, prepared.validation.all_labels
     return [majority_class(config, *labels, "held-out words")]

@@ -6,7 +6,7 @@ import numpy as np
 
 from flax_transformers.data.pipeline.labelled_examples import choices_of
 from flax_transformers.data.prepare.text import PreparedText
-from flax_transformers.evaluation.baselines import Baseline, all_labels
+from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import evenly_spread
 from flax_transformers.training.config import TrainConfig
 
@@ -19,10 +19,10 @@ def choice_baselines(config: TrainConfig, prepared: PreparedText) -> list[Baseli
         return []
     scored = evenly_spread(held_out.num_documents, config.evaluation.max_examples)
     chance = float(np.mean(1 / choices_of(held_out)[scored]))
-    usual = np.bincount(all_labels(prepared.train)).argmax()
+    usual = np.bincount(prepared.train.all_labels).argmax()
     accuracies = {
         "chance": chance,
-        "most frequent place": float(np.mean(all_labels(held_out)[scored] == usual)),
+        "most frequent place": float(np.mean(held_out.all_labels[scored] == usual)),
     }
     return [
         Baseline(name, "eval/accuracy", score, len(scored), "held-out questions")
