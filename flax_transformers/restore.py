@@ -44,12 +44,10 @@ def restore_model(
     path: str | os.PathLike[str] | SavedStep,
     mesh: Mesh | None = None,
     compute: ComputeConfig | None = None,
-    *,
-    averaged: bool = True,
 ) -> RestoredModel:
     """Reads the parameters (not the optimizer), config and tokenizers of a checkpoint.
 
-    The parameters are their average, if the run kept one, unless ``averaged`` is False.
+    The parameters are their average, if the run kept one.
     ``path`` is a workdir, its checkpoints folder or one step; the newest valid step counts. The
     ``compute`` is by default that of the run. Raises UserError for what is missing or damaged.
     """
@@ -63,7 +61,7 @@ def restore_model(
     return RestoredModel(
         model_config=model_config,
         model=model,
-        params=restore_model_params(found, model, mesh, averaged=averaged),
+        params=restore_model_params(found, model, mesh),
         tokenizer=tokenizer,
         target_tokenizer=target,
         mesh=mesh,
@@ -71,15 +69,13 @@ def restore_model(
     )
 
 
-def restore_model_params(
-    found: SavedStep, model: nn.Module, mesh: Mesh | None, *, averaged: bool = True
-) -> dict[str, Any]:
+def restore_model_params(found: SavedStep, model: nn.Module, mesh: Mesh | None) -> dict[str, Any]:
     """The float32 parameters of the ``model`` that a checkpoint holds, on the mesh or the first
     device; adapters are merged into them."""
     lora = saved_lora(found)
     boxed, adapters = adapted_shapes(model, lora)
     wanted = Placement.of_shapes(boxed, jnp.float32, mesh).shapes
-    params = restore_params(found, wanted, averaged=averaged)
+    params = restore_params(found, wanted)
     if adapters is None:
         return params
     placed = jax.tree.map(lambda leaf: leaf.sharding, base_of(wanted))
