@@ -40,6 +40,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.optim.selection import joined, leaves_named_in
 from flax_transformers.parallel.distributed import PATIENCE_SECONDS, wait_for_all
 from flax_transformers.storage import checksums
+from flax_transformers.storage.paths import is_bucket
 from flax_transformers.storage.workdir import writing
 from flax_transformers.storage.write_errors import (
     raise_read_error,
@@ -237,7 +238,7 @@ class Checkpoints:
         if self._manager is None:
             for step in self.steps():
                 self._note_saved(step)
-            in_place = not step_directories.is_local(self.directory)
+            in_place = is_bucket(self.directory)
             mode = ocp.options.AtomicityMode
             self._manager = _Manager(
                 self.directory,

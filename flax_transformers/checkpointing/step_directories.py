@@ -52,10 +52,6 @@ class SavedStep:
         return read_meta(self.folder)
 
 
-def is_local(path: epath.Path) -> bool:
-    return not is_bucket(path)
-
-
 def require_writable(directory: epath.Path) -> None:
     """Creates `directory` and writes a file in it. Raises UserError if that fails."""
     probe = directory / f".writable-{os.getpid()}"
@@ -79,7 +75,7 @@ def finished_steps(directory: epath.Path) -> list[int]:
     except FileNotFoundError:  # a folder in a bucket, which ends with its last file
         return []
     folders = [path for path in named if is_folder(path)]
-    if not is_local(directory):  # written in place; the commit writes a file
+    if is_bucket(directory):  # written in place; the commit writes a file
         folders = [path for path in folders if exists(path / checksums.COMMIT_FILES[1])]
     return sorted(int(path.name) for path in folders)
 
@@ -115,7 +111,7 @@ def problems(folder: epath.Path) -> list[str] | None:
 
 def _signature(folder: epath.Path) -> list[tuple[str, int, int, int]]:
     """Name, inode, size and time of the last change of each file; empty for remote storage."""
-    if not is_local(folder):
+    if is_bucket(folder):
         return []
     try:
         stats = [(name, os.stat(folder / name)) for name in sorted(list_files(folder))]
@@ -132,7 +128,7 @@ def reading_step(folder: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the clients of buckets have errors of their own
-        if is_local(folder) and not isinstance(error, OSError):
+        if not is_bucket(folder) and not isinstance(error, OSError):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         where = getattr(error, "filename", None) or folder
@@ -200,7 +196,7 @@ def was_evaluated(meta: Mapping[str, Any]) -> bool:
 
 
 def is_link(folder: epath.Path) -> bool:
-    return is_local(folder) and os.path.islink(folder)
+    return not is_bucket(folder) and os.path.islink(folder)
 
 
 def write_files(folder: epath.Path, files: Files) -> None:
@@ -218,11 +214,11 @@ def write_files(folder: epath.Path, files: Files) -> None:
             path.write_bytes(raw)
 
 
-def remove(folder: epath.Path, attempts: int = 10) -> None:
+def remove(folder: epath.Path) -> None:
     """Removes a folder as far as possible, also while a failed write still adds files, and once
     more if it makes the folder again."""
     absent = 0
-    for _ in range(attempts):
+    for _ in range(10):
         with contextlib.suppress(OSError):
             folder.rmtree(missing_ok=True)
         absent = 0 if folder.exists() else absent + 1
@@ -397,10 +393,10 @@ def set_aside_step(directory: epath.Path, kind: str, step: int, reason: str, at_
         )
     names = (f"{kind}-{step}-{n}" for n in itertools.count())
     target = next(name for name in names if name not in present)
-    if is_local(directory):
-        folder.rename(directory / target)
-    else:
+    if is_bucket(directory):
         _move_objects(folder, directory / target)
+    else:
+        folder.rename(directory / target)
     log.warning("checkpoint %s %s: set aside as %s", folder, reason, target)
 
 

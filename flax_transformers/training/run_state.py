@@ -16,7 +16,6 @@ from flax_transformers.checkpointing.retention import evaluations_since_best
 from flax_transformers.checkpointing.step_directories import (
     config_of_run,
     finished_steps,
-    is_local,
     problems,
     read_meta,
 )
@@ -27,7 +26,7 @@ from flax_transformers.errors import AgreedError, UserError
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.monitoring.metrics import Totals
 from flax_transformers.objectives.rows import run_frame
-from flax_transformers.storage.paths import list_files
+from flax_transformers.storage.paths import is_bucket, list_files
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.setup import fastest_compute
 
@@ -158,7 +157,7 @@ def check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
     too, and the config with the names of their classes.
     """
     directory = workdir / "checkpoints"
-    for step in reversed(finished_steps(directory) if is_local(directory) else []):
+    for step in reversed([] if is_bucket(directory) else finished_steps(directory)):
         folder = directory / str(step)
         if problems(folder) != []:
             continue
