@@ -278,6 +278,7 @@ class ChatModel:
 
     def _end(self) -> None:
         """What ends an answer: a special token of the template, or else its text."""
+        from flax_transformers.generation.prompts import token_texts
         from flax_transformers.post_training.chat_template import end_of_turn_id
 
         work = self._work
@@ -288,7 +289,7 @@ class ChatModel:
             work.eos_ids = (*work.eos_ids, token)
         elif end:
             work.stops = (*work.stops, end)
-            work.token_texts = work.token_texts or work.prompts.token_texts()
+            work.token_texts = work.token_texts or token_texts(work.prompts.written)
 
     def encoded(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
         """The ids of a conversation with the beginning of an answer. Raises UserError for one that

@@ -188,7 +188,7 @@ class Work:
 
         from flax_transformers.generation.beams import Beams
         from flax_transformers.generation.choices import choice_of
-        from flax_transformers.generation.prompts import special_stops
+        from flax_transformers.generation.prompts import special_stops, token_texts
 
         self.model, self.start_ids = model, start_ids
         self.command, self.prompts, self.settings = command, prompts, settings
@@ -197,7 +197,7 @@ class Work:
         special, self.stops = special_stops(prompts.written, settings.stop_strings or ())
         self.eos_ids = (*(settings.eos_ids or prompts.eos_ids), *special)
         self.pad_id = model.config.filler_id
-        self.token_texts = prompts.token_texts() if self.stops else []
+        self.token_texts = token_texts(prompts.written) if self.stops else []
         self.key = jax.random.key(command.seed)
         self.batches_written = 0
         self.choice = choice_of(

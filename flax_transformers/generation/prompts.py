@@ -29,10 +29,6 @@ class Prompts:
     prompt_eos_ids: tuple[int, ...]
     written: Tokenizer
 
-    def token_texts(self) -> list[str]:
-        """See `token_texts`, of generated text."""
-        return token_texts(self.written)
-
 
 def token_texts(tokenizer: Tokenizer) -> list[str]:
     """What each token adds to a text, special tokens nothing; then an empty text, for ids beyond
