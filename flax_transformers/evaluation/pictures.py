@@ -7,7 +7,7 @@ import io
 import numpy as np
 from etils import epath
 
-from flax_transformers.storage.workdir import set_aside_unusable, writing
+from flax_transformers.storage.workdir import set_aside_unusable, write_bytes
 
 _GAP = 2  # white pixels between pictures
 _SHOWN = 84  # least pixels of the shorter side of a picture
@@ -36,6 +36,4 @@ def write_png(path: epath.Path, pixels: np.ndarray) -> None:
     content = io.BytesIO()
     imsave(content, pixels, format="png")
     set_aside_unusable(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.getvalue())
+    write_bytes(path, content.getvalue())
