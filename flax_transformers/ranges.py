@@ -269,15 +269,15 @@ def _described(hint: Any) -> str:
     """Description of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return _one_of([repr(option) for option in arguments])
+        return _listed([repr(option) for option in arguments], "or")
     if origin in (typing.Union, types.UnionType):
-        return _one_of([_described(option) for option in arguments])
+        return _listed([_described(option) for option in arguments], "or")
     if origin is tuple:
         of = _described(arguments[0]) if arguments else "anything"
         return f"a tuple, each item {of}" if arguments[-1:] == (...,) else f"{len(arguments)} items"
     if getattr(hint, "_is_protocol", False):
         methods = [name for name in _members(hint) if not name.startswith("_")]
-        return f"a dataclass with {_all_of(methods)}"
+        return f"a dataclass with {_listed(methods, 'and')}"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
     if hint in (None, types.NoneType):
         return "None"
@@ -285,12 +285,8 @@ def _described(hint: Any) -> str:
     return words.get(hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
-def _one_of(options: list[str]) -> str:
-    return f"{', '.join(options[:-1])} or {options[-1]}" if len(options) > 1 else options[0]
-
-
-def _all_of(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+def _listed(items: list[str], word: Literal["and", "or"]) -> str:
+    return f"{', '.join(items[:-1])} {word} {items[-1]}" if len(items) > 1 else items[0]
 
 
 def _plain(value: float) -> str:

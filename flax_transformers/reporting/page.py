@@ -146,11 +146,8 @@ def _differences(runs: Sequence[ReportedRun]) -> str:
     ]
     if not rows:
         return _section("Config", "<p>The configs are equal.</p>") if runs else ""
-    return _section("Differences of the configs", _table(["field", *_run_names(runs)], rows))
-
-
-def _run_names(runs: Sequence[ReportedRun]) -> list[str]:
-    return [run.name for run in runs]
+    head = ["field", *(run.name for run in runs)]
+    return _section("Differences of the configs", _table(head, rows))
 
 
 def _texts(title: str, of_runs: Sequence[tuple[str, Sequence[Any]]], kind: str = "") -> str:
