@@ -121,18 +121,6 @@ def _prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array([*frame.before, *ids, *frame.after], np.int32)
 
 
-def _row(tokenizer: Tokenizer, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """[CLS] part [MASK] part ... [SEP], int32 [T]."""
-    vocabulary = tokenizer.vocabulary
-    if vocabulary.cls_id is None or vocabulary.sep_id is None or vocabulary.mask_id is None:
-        raise UserError("the model's tokenizer has no mask token; give a masked language model")
-    pieces: list[np.ndarray] = [np.array([vocabulary.cls_id])]
-    for part in parts:
-        pieces += [part, np.array([vocabulary.mask_id])]
-    pieces[-1] = np.array([vocabulary.sep_id])
-    return np.concatenate(pieces).astype(np.int32)
-
-
 def _fill(
     functions: ModelFunctions,
     params: Params,
@@ -194,6 +182,9 @@ def held_out_samples(
 
     The token is a whole word if the sentence has one. ``seed`` selects sentences and tokens.
     """
+    vocabulary = tokenizer.vocabulary
+    assert vocabulary.mask_id is not None  # refused when examples are prepared
+    frame = bert_frame(vocabulary)
     rng = np.random.default_rng(seed)
     ends = store.sentence_ends
     starts = np.concatenate([[0], ends[:-1]])
@@ -206,8 +197,9 @@ def held_out_samples(
         if not len(positions):
             continue
         position = int(rng.choice(positions))
-        ids = _row(tokenizer, [tokens[:position], tokens[position + 1 :]])
-        masked = _fill(functions, params, tokenizer, ids, 3, max_length, tokenizer.vocabulary)
+        ids = np.array([*frame.before, *tokens, *frame.after], np.int32)
+        ids[len(frame.before) + position] = vocabulary.mask_id
+        masked = _fill(functions, params, tokenizer, ids, 3, max_length, vocabulary)
         truth = tokenizer.pieces(tokens[position : position + 1])[0]
         before = tokenizer.decode(tokens[:position])
         after = tokenizer.decode(tokens[position + 1 :])
