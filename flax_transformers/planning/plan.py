@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
 from flax_transformers.errors import UserError
 from flax_transformers.huggingface.family import build_model
-from flax_transformers.huggingface.placement import base_keeps_logits, boxed_shapes
+from flax_transformers.huggingface.placement import Placement, base_keeps_logits
 from flax_transformers.models.config import EncoderDecoderConfig, TransformerConfig
 from flax_transformers.monitoring.device_specs import DeviceSpec, device_spec
-from flax_transformers.parallel.rules import batch_sharding, parameter_shardings
+from flax_transformers.parallel.rules import batch_sharding
 from flax_transformers.planning.hlo_cost import SLICES, Collective, HloCost, KernelCall, account
 from flax_transformers.planning.hlo_text import Array
 from flax_transformers.planning.topology import silenced
@@ -420,24 +420,14 @@ def _other_models(
     step has as an argument, and notes on it."""
     path = getattr(config.objective, "teacher", None)
     if teacher is not None:
-        boxed = boxed_shapes(build_model(teacher))
-        return placed_bytes(boxed, trainer.mesh), ("the teacher's own step needs further memory",)
+        placed = Placement.of(build_model(teacher), jnp.float32, trainer.mesh)
+        return bytes_on_device(placed.shapes), ("the teacher's own step needs further memory",)
     if path is not None:
         return None, (f"the parameters of {path} and its own step need further memory",)
     needs_reference = getattr(config.objective, "needs_reference", False)
     if needs_reference and not base_keeps_logits(trainer.adapters, trainer.model):
         return bytes_on_device(trainer.abstract_params), ()
     return None, ()
-
-
-def placed_bytes(boxed: Any, mesh: Mesh) -> int:
-    """Bytes on each device of a model with parameters of the ``boxed`` shapes."""
-    leaves = jax.tree.leaves(nn.meta.unbox(boxed))
-    shardings = jax.tree.leaves(parameter_shardings(boxed, mesh))
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(leaves, shardings, strict=True)
-    )
 
 
 def advice(found: StepPlan) -> str:
