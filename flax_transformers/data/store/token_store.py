@@ -80,7 +80,7 @@ class ShardRecord:
     @property
     def labels(self) -> int:
         """Number of labels of its documents."""
-        kinds = ("labels", "tags", "numbers", "choices")
+        kinds = LABEL_DTYPES.keys() - {"records"}
         found = (r.bytes for name, r in self.files.items() if name.rpartition(".")[2] in kinds)
         return sum(found) // 4
 
@@ -388,7 +388,4 @@ def _label_kind(shard: ShardRecord) -> LabelKind | None:
     kinds = {name.rpartition(".")[2] for name in shard.files}
     if "records" in kinds:
         return "spans"
-    found: dict[str, LabelKind] = {
-        "labels": "classes", "tags": "tags", "numbers": "numbers", "choices": "choices",
-    }  # fmt: skip
-    return next((kind for name, kind in found.items() if name in kinds), None)
+    return next((kind for kind, names in LABELS.items() if names and names[0] in kinds), None)
