@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from flax_transformers.checkpointing.weights_note import note_weights
+from flax_transformers.checkpointing.weights_note import Weights, note_weights
 from flax_transformers.data.pipeline.loader import ordered_batches
 from flax_transformers.data.store.files import digest
 from flax_transformers.data.store.token_store import TokenStore
@@ -45,18 +45,12 @@ from flax_transformers.training.step import check_fits, compile_evaluation_step,
 log = logging.getLogger(__name__)
 
 
-class ReferenceWeights(Protocol):
+class ReferenceWeights(Weights, Protocol):
     """A model that is not read yet."""
 
     path: str
     compute: ComputeConfig
     """How it is computed."""
-
-    def fingerprint(self) -> str | None:
-        """Hash of its config and weights; None if they are no longer there."""
-
-    def earlier_fingerprint(self) -> str | None:
-        """The hash that earlier versions stored."""
 
     def load(self, mesh: Mesh) -> tuple[nn.Module, Any]:
         """The model and its parameters."""
