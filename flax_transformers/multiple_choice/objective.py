@@ -15,7 +15,6 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
-    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -24,11 +23,11 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import Framing, LabelledSpec, frame_of, framed_row
+from flax_transformers.objectives.labelled import Framing, FramingMixin, LabelledSpec, framed_row
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoice(FramingMixin):
     """Predict which choice is right, by a softmax over one score for each.
 
     The data are questions with choices (`ChoiceSource`). Each choice is a sequence of its own, with
@@ -45,9 +44,6 @@ class MultipleChoice:
 
     RANGES: ClassVar[ranges.Ranges] = {"choices": ranges.integers(2, 1024)}
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "objective")
-
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         return LabelledSpec(
             sequence_length,
@@ -60,10 +56,6 @@ class MultipleChoice:
     def predictions(self, sequence_length: int) -> int:
         """One score for each choice."""
         return self.choices
-
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """Special tokens around the shared text and a choice."""
-        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``, the shared one

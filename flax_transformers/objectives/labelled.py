@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from flax_transformers import ranges
 from flax_transformers.errors import UserError
 from flax_transformers.objectives.base import Arrays, Frame, Vocabulary, WindowSpec, halves_of
 from flax_transformers.objectives.rows import (
@@ -78,6 +79,19 @@ class LabelledSpec(WindowSpec):
         ends = halves_of(tokens) if two else halves_of(tokens)[-1:]
         label = np.zeros(1, np.float32 if self.labels == "numbers" else np.int32)
         return {"tokens": tokens, "text_ends": ends, "labels": label}
+
+
+class FramingMixin:
+    """An objective, a dataclass, on texts with the special tokens of its ``framing``."""
+
+    framing: Framing
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self, "objective")
+
+    def frame(self, vocab: Vocabulary) -> Frame:
+        """Special tokens around the texts."""
+        return frame_of(self.framing, vocab)
 
 
 def overhead(framing: Framing, texts: int) -> int:

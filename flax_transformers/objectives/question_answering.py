@@ -15,7 +15,6 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
-    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -26,8 +25,8 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.labelled import (
     Framing,
+    FramingMixin,
     LabelledSpec,
-    frame_of,
     framed,
     overhead,
 )
@@ -35,7 +34,7 @@ from flax_transformers.objectives.rows import padded_tokens
 
 
 @dataclass(frozen=True)
-class QuestionAnswering:
+class QuestionAnswering(FramingMixin):
     """Predict the first and the last token of the answer to a question in a text.
 
     The data are questions (`QuestionSource`). An example is the question followed by the text. A
@@ -69,9 +68,6 @@ class QuestionAnswering:
         "null_threshold": ranges.numbers(-1e6, 1e6),
     }
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "objective")
-
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         length = sequence_length - overhead(self.framing, 2)
         if length <= self.max_question_length:
@@ -91,10 +87,6 @@ class QuestionAnswering:
     def predictions(self, sequence_length: int) -> int:
         """Every position can begin an answer."""
         return sequence_length
-
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """Special tokens around question and text."""
-        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare ``question_tokens`` and ``tokens`` int32, which are those of the text from token

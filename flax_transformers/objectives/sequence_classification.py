@@ -15,7 +15,6 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
-    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -24,11 +23,11 @@ from flax_transformers.objectives.base import (
     Rngs,
     Vocabulary,
 )
-from flax_transformers.objectives.labelled import Framing, LabelledSpec, frame_of, framed_row
+from flax_transformers.objectives.labelled import Framing, FramingMixin, LabelledSpec, framed_row
 
 
 @dataclass(frozen=True)
-class SequenceClassification:
+class SequenceClassification(FramingMixin):
     """Predict the class or the number of a text, or of a pair of texts.
 
     The data are labelled texts (`LabelledSource`). Texts that are too long are truncated, of two
@@ -47,7 +46,7 @@ class SequenceClassification:
     RANGES: ClassVar[ranges.Ranges] = {"label_smoothing": ranges.RATE}
 
     def __post_init__(self) -> None:
-        ranges.check_fields(self, "objective")
+        super().__post_init__()
         if self.label_smoothing and self.loss == "mse":
             raise ranges.OutOfRange(
                 f"objective.label_smoothing is {self.label_smoothing}; it must be 0 with the loss "
@@ -64,10 +63,6 @@ class SequenceClassification:
     def predictions(self, sequence_length: int) -> int:
         """One class or number for each example."""
         return 1
-
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """Special tokens around a text, or two."""
-        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the texts in ``tokens`` int32 [n] that end at ``text_ends``; not random.

@@ -14,7 +14,6 @@ from flax_transformers.objectives.base import (
     Arrays,
     Batch,
     ExampleView,
-    Frame,
     LossTerms,
     ModelFunctions,
     ModelNeeds,
@@ -25,8 +24,8 @@ from flax_transformers.objectives.base import (
 )
 from flax_transformers.objectives.labelled import (
     Framing,
+    FramingMixin,
     LabelledSpec,
-    frame_of,
     framed,
     overhead,
 )
@@ -34,7 +33,7 @@ from flax_transformers.objectives.rows import padded_tokens
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(FramingMixin):
     """Predict the tag of each word at its first token; its other tokens have no weight.
 
     The data are tagged sentences (`TaggedSource`). A sentence that is too long becomes several
@@ -51,9 +50,6 @@ class TokenClassification:
 
     RANGES: ClassVar[ranges.Ranges] = {"label_smoothing": ranges.RATE}
 
-    def __post_init__(self) -> None:
-        ranges.check_fields(self, "objective")
-
     def window_spec(self, sequence_length: int) -> LabelledSpec:
         length = sequence_length - overhead(self.framing, 1)
         if length < 1:
@@ -65,10 +61,6 @@ class TokenClassification:
     def predictions(self, sequence_length: int) -> int:
         """Every position can have a tag."""
         return sequence_length
-
-    def frame(self, vocab: Vocabulary) -> Frame:
-        """Special tokens around a sentence."""
-        return frame_of(self.framing, vocab)
 
     def prepare(self, example: Arrays, rng: Rng, vocab: Vocabulary, sequence_length: int) -> Arrays:
         """Prepare the words in ``tokens`` int32 [n] that end at ``text_ends`` and have the tags
