@@ -404,7 +404,7 @@ def _check_framing(config: TrainConfig, stored: StoredModel, place: str, *, resu
     """The teacher of texts was trained with the special tokens that the student's objective puts
     around them."""
     ours = getattr(config.objective, "framing", None)
-    theirs = None if ours is None else _framing_of(stored)
+    theirs = None if ours is None else framing_of(stored)
     if theirs in (None, ours):
         return
     said = f"{place} reads texts with framing {theirs!r}, the student has {ours!r}"
@@ -414,9 +414,10 @@ def _check_framing(config: TrainConfig, stored: StoredModel, place: str, *, resu
     logging.getLogger(__name__).warning("%s; a new run needs --objective.framing %s", said, theirs)
 
 
-def _framing_of(stored: StoredModel) -> str | None:
+def framing_of(stored: StoredModel) -> str | None:
     """The framing that a model was trained with: that of its run, or that of its family, or what
-    the special tokens of its tokenizer say instead. None if nothing tells."""
+    the special tokens of its tokenizer say instead. None if nothing tells. Logs where no framing
+    has these special tokens."""
     with contextlib.suppress(UserError):  # the run has an objective that is not registered here
         if (framing := getattr(stored.of_run("objective"), "framing", None)) is not None:
             return framing
@@ -432,6 +433,14 @@ def _framing_of(stored: StoredModel) -> str | None:
             frame = frame_of(framing, tokenizer.vocabulary)
             if (frame.before, frame.after) == (noted.before, noted.after):
                 possible.append(framing)
+    if not possible:
+        logging.getLogger(__name__).warning(
+            "the tokenizer of %s puts %s before a text and %s after it, as no framing does; texts "
+            "get the special tokens of framing %r",
+            stored.place,
+            *(tokenizer.pieces(ids) for ids in (noted.before, noted.after)),
+            usual,
+        )
     return usual if usual in possible or not possible else possible[0]
 
 

@@ -103,6 +103,7 @@ class Predict:
 
 def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list[dict[str, Any]]:
     """What the model predicts. Everything but its weights is checked before they are read."""
+    from flax_transformers import runtime
     from flax_transformers.evaluation.prediction import heads
     from flax_transformers.huggingface.family import build_model
     from flax_transformers.huggingface.sentence_transformers import vector_length_is_one
@@ -137,7 +138,8 @@ def _lines(command: Predict, stored: StoredModel, options: ModelOptions) -> list
     elif "decoder_input_ids" in model.inputs and hasattr(model, "unembed"):
         return _written(command, stored, options)
     else:
-        head = heads.head_of(stored.of_run("objective")) or heads.head_of_model(config, place)
+        trained = heads.head_of(stored.of_run("objective"))
+        head = trained or heads.head_of_model(config, place, runtime.framing_of(stored))
     return _of_texts(command, stored, options, head)
 
 

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 import flax_transformers as ft
 from flax_transformers.checkpointing.config import CheckpointConfig
@@ -422,6 +424,47 @@ def test_labels_of_a_published_classifier_may_be_independent(tmp_path, capsys):
         shares = line["probabilities"]
         assert line["labels"] == [name for name in names if shares[name] >= 0.5]
         assert abs(sum(shares.values()) - 1.0) > 1e-3
+
+
+def test_the_export_of_a_run_has_its_special_tokens_around_texts(tmp_path, capsys):
+    rows = text_rows(4)
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    source = LabelledSource(str(file), text_field="said", label_field="kind")
+    architecture, objective = "BertForSequenceClassification", SequenceClassification(framing="t5")
+    run = saved_run(tmp_path, source, architecture, objective, num_labels=3)
+    command = "--input", file, "--text-field", "said"
+    of_run = predict(capsys, run, *command)
+    assert main(["convert", run, str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    assert_same(predict(capsys, tmp_path / "hf", *command), of_run)
+
+
+@pytest.mark.parametrize("before", ["", "</s> "])
+def test_texts_get_the_special_tokens_that_the_tokenizer_adds(tmp_path, capsys, caplog, before):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = {name: i for i, name in enumerate(["<s>", "</s>", *letters])}
+    backend = tokenizers.Tokenizer(models.BPE(names, []))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A", special_tokens=[("</s>", 1)] if before else []
+    )
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer").mkdir()
+    backend.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(roles))
+    model, params = drawn_model("LlamaForSequenceClassification", vocab_size=len(names))
+    hf = tmp_path / "hf"
+    ft.save_pretrained(hf, model, params, tokenizer_from=tmp_path / "tokenizer")
+    (tmp_path / "a.txt").write_text("hello\n")
+    (found,) = predict(capsys, hf, "--input", tmp_path / "a.txt")
+    # No framing begins with </s>: texts get that of the family, and a warning says so.
+    assert ("puts ['</s>'] before a text" in caplog.text) == bool(before)
+    ids = load_tokenizer(hf).encode_prompt("hello").tolist()
+    inputs = np.array([[*([0] if before else []), *ids]], np.int32)
+    logits = jax.jit(model.apply)({"params": params}, inputs).logits
+    shares = jax.nn.softmax(logits[0]).tolist()
+    np.testing.assert_allclose(list(found["probabilities"].values()), shares, atol=2e-6)
 
 
 def test_several_numbers_of_a_published_regression_are_all_printed(tmp_path, capsys):

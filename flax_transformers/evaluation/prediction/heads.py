@@ -140,9 +140,9 @@ class Head:
     """Its ``prepare`` and ``predict`` give the predictions."""
 
     @classmethod
-    def of_model(cls, objective: Any, config: TextConfig) -> Self:
+    def of_model(cls, objective: Any, config: TextConfig, framing: str) -> Self:
         """The head of a model that was not trained here; ``objective``: the type."""
-        return cls(objective(framing=config.framing))
+        return cls(objective(framing=framing))
 
     def inputs(self, file: RowFile) -> Inputs | AnsweredRows:
         """How the rows of a file are read."""
@@ -178,9 +178,9 @@ class Labels(Head):
     """What the labels of a model are: by default one, which a run here learns."""
 
     @classmethod
-    def of_model(cls, objective: Any, config: TextConfig) -> Self:
+    def of_model(cls, objective: Any, config: TextConfig, framing: str) -> Self:
         loss = "mse" if config.num_labels == 1 else "cross_entropy"
-        return cls(objective(framing=config.framing, loss=loss), config.problem_type)
+        return cls(objective(framing=framing, loss=loss), config.problem_type)
 
     def lines(self, predicted: Predicted) -> list[Line]:
         if self.objective.loss == "mse":
@@ -405,8 +405,9 @@ def head_of(objective: Any) -> Head | None:
     return None if kind is None else kind(objective)
 
 
-def head_of_model(config: TextConfig, place: str) -> Head:
-    """The head of a model of text that was not trained here, read from ``place``.
+def head_of_model(config: TextConfig, place: str, framing: str | None = None) -> Head:
+    """The head of a model of text that was not trained here, read from ``place``. ``framing``: the
+    special tokens around its texts, by default those of its family.
 
     Raises UserError if it has no head for labels, tags, answers or choices.
     """
@@ -414,7 +415,7 @@ def head_of_model(config: TextConfig, place: str) -> Head:
     for objective, kind in HEADS.items():
         needs = objective.needs
         if set(needs.inputs) <= set(model.inputs) and all(hasattr(model, h) for h in needs.heads):
-            return kind.of_model(objective, config)
+            return kind.of_model(objective, config, framing or config.framing)
     writes = hasattr(model, "unembed") and config.causal
     hint = "use flax-transformers generate" if writes else "use --pool for embeddings"
     raise UserError(
