@@ -212,7 +212,7 @@ class Arena:
                 judged_ids(template, tokenizer, asked.answered(text), asked.tools)
                 for asked, text in zip(conversations, of_model, strict=True)
             ]
-            scores.append(judged_rewards(model, params, tokenizer, encoded, self.batch_size))
+            scores.append(judged_rewards(model, params, encoded, self.batch_size))
         return votes_by(scores)
 
 

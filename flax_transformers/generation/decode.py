@@ -63,11 +63,11 @@ def generate(
     settings = settings_of(model) if settings is None else settings
     if choice is None:
         choice = choice_of(settings, key, temperature=temperature, top_k=top_k, top_p=top_p)
-    ids_BT, mask_BT = ids_and_mask(input_ids, attention_mask)
+    ids_BT, mask_BT = ids_and_mask(model, input_ids, attention_mask)
     lengths = mask_BT.sum(axis=1)
     max_new_tokens, key = check_prompts(model, lengths, max_new_tokens, choice, key, settings)
     endings = endings_of(model, settings, eos_id, pad_id)
-    ids_BT, mask_BT = padded_to_bucket(ids_BT, mask_BT, int(endings.pad), left=True)
+    ids_BT, mask_BT = padded_to_bucket(ids_BT, mask_BT, model.config.filler_id, left=True)
     limits = TextLimits(endings, jnp.int32(max_new_tokens), stops)
     request = GenerationRequest(jnp.asarray(ids_BT), jnp.asarray(mask_BT), limits, key)
     return run(model, params, request, choice, settings, streamer)
@@ -164,13 +164,15 @@ def require_settings(
 
 
 def ids_and_mask(
-    input_ids: ArrayLike, attention_mask: ArrayLike | None
+    model: Any, input_ids: ArrayLike, attention_mask: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as int32 [B, T]; the default mask is all ones."""
+    """Both as int32 [B, T]; the default mask is all ones. Padding becomes an id of the model, which
+    that of a tokenizer need not be."""
     ids_BT = np.asarray(input_ids, np.int32)
     if attention_mask is None:
         return ids_BT, np.ones_like(ids_BT)
-    return ids_BT, np.asarray(attention_mask, np.int32)
+    mask_BT = np.asarray(attention_mask, np.int32)
+    return np.where(mask_BT == 0, np.int32(model.config.filler_id), ids_BT), mask_BT
 
 
 def require_positions(model: Any, longest: int, what: str) -> None:

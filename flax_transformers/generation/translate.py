@@ -70,7 +70,7 @@ def generate_target(
         settings = replace(settings, forced_bos_token_id=None)
     if choice is None:
         choice = choice_of(settings, key, temperature=temperature, top_k=top_k, top_p=top_p)
-    ids_BS, mask_BS = ids_and_mask(input_ids, attention_mask)
+    ids_BS, mask_BS = ids_and_mask(model, input_ids, attention_mask)
     start = tuple(start_ids) or (_first_id(model, settings),)
     lengths = mask_BS.sum(axis=1)
     max_new_tokens, key = check_source_lengths(
@@ -78,7 +78,7 @@ def generate_target(
     )
     _check_ids(model, () if forced_first_id is None else (forced_first_id,))
     endings = endings_of(model, settings, eos_id, pad_id)
-    ids_BS, mask_BS = padded_to_bucket(ids_BS, mask_BS, int(endings.pad), left=False)
+    ids_BS, mask_BS = padded_to_bucket(ids_BS, mask_BS, model.config.filler_id, left=False)
     request = GenerationRequest(
         jnp.asarray(ids_BS),
         jnp.asarray(mask_BS),

@@ -15,6 +15,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from flax_transformers.data.tokenizers.fitting import fitted_vocabulary
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation.prediction.examples import predictions
 from flax_transformers.evaluation.scoring.continuations import (
@@ -155,11 +156,12 @@ class HarnessModel(LM):
         require_known(self._tokenizer, ids, self._config.vocab_size, "task")
         both_ways = bool(self._config.generation.bidirectional_prompt)
         objective: Any = ContinuationLikelihood(both_ways)
+        size = self._config.vocab_size
         found = predictions(
             Requests(requests),
             objective,
             self._restored,
-            self._tokenizer.vocabulary,
+            fitted_vocabulary(self._tokenizer.vocabulary, size, self._config.pad_id, size),
             self._length,
             self._batch_size,
         )

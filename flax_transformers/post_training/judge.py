@@ -53,7 +53,6 @@ def judged_ids(
 def judged_rewards(
     model: Any,
     params: Any,
-    tokenizer: Tokenizer,
     encoded: Sequence[Sequence[int]],
     batch_size: int = 16,
 ) -> np.ndarray:
@@ -80,7 +79,7 @@ def judged_rewards(
     for first in range(0, len(encoded), batch_size):
         some = list(encoded[first : first + batch_size])
         filled = some + [some[-1]] * (batch_size - len(some))
-        ids, mask = rows_of(filled, tokenizer.vocabulary.pad_id, padded="right")
+        ids, mask = rows_of(filled, model.config.filler_id, padded="right")
         ids, mask = ids[:, :limit], mask[:, :limit]  # of a power of two, which can be longer
         found.append(np.asarray(logits(params, ids, mask))[: len(some)])
     return np.concatenate(found)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flax_transformers as ft
-from flax_transformers.cli.chat import ChatModel, _conversations, _opened
+from flax_transformers.cli.chat import Arena, Asked, ChatModel, _conversations, _opened
 from flax_transformers.cli.main import main
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
 from flax_transformers.post_training import judge
@@ -19,6 +19,7 @@ from flax_transformers.post_training.chat_data import encode
 from flax_transformers.post_training.chat_template import ChatTemplate
 from flax_transformers.post_training.conversations import conversation
 from flax_transformers.post_training.judge import elo_difference, judged_rewards
+from tests.cli.test_generate import WORDS, tokenizer_with_added_padding
 from tests.huggingface.tensors import drawn_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -96,7 +97,7 @@ def test_a_judge_of_plain_texts_reads_no_template(folders, capsys, monkeypatch, 
     read = []
     monkeypatch.setattr(ChatModel, "load", lambda *_: None)
     monkeypatch.setattr(ChatModel, "answers", lambda *_: ["A"])
-    monkeypatch.setattr(judge, "judged_rewards", lambda *given: read.append(given[3]) or np.ones(1))
+    monkeypatch.setattr(judge, "judged_rewards", lambda *given: read.append(given[2]) or np.ones(1))
     assert "1 ties" in said(
         capsys, monkeypatch, "arena", folders["one"], folders["other"], *options, *SHORT
     )
@@ -304,8 +305,20 @@ def test_a_judge_reads_texts_up_to_its_last_position():
         "GPT2ForSequenceClassification", vocab_size=262, max_positions=90, num_labels=1, pad_id=0
     )
     texts = (ByteTokenizer().encode_prompt(text).tolist() for text in ("a" * 80, "b" * 70))
-    rewards = judged_rewards(model, params, ByteTokenizer(), list(texts), 2)
+    rewards = judged_rewards(model, params, list(texts), 2)
     assert np.isfinite(rewards).all() and rewards[0] != rewards[1]
+
+
+def test_a_judge_whose_tokenizer_has_a_padding_token_that_the_model_lacks_votes(tmp_path):
+    tokenizer_with_added_padding(tmp_path / "tokenizer")
+    labels = {"vocab_size": len(WORDS), "num_labels": 1, "pad_id": -1}
+    model, params = drawn_model("GPT2ForSequenceClassification", **labels)
+    judge = str(tmp_path / "judge")
+    ft.save_pretrained(judge, model, params, tokenizer_from=tmp_path / "tokenizer")
+    arena = Arena("one", "other", "prompts.txt", judge_texts=True)
+    asked = [Asked([{"role": "user", "content": text}]) for text in ("a", "b c")]
+    votes = arena._judged(judge, asked, [[" d", " e d c"], [" e", " d a"]])
+    assert set(votes) <= {0.0, 1.0}
 
 
 @pytest.mark.slow

@@ -54,6 +54,13 @@ def published_tokenizer(folder, special=("<s>", "</s>")):
     backend.save(str(folder / "tokenizer.json"))
 
 
+def tokenizer_with_added_padding(folder):
+    """That tokenizer with [PAD] after the words, for which their models have no embedding."""
+    published_tokenizer(folder, special=("<s>", "</s>", "[PAD]"))
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+
+
 def counting_params(model):
     """Parameters with which each word is followed by the next one: a -> b -> c -> d -> e -> </s>.
 

@@ -128,6 +128,19 @@ def test_samples_depend_only_on_the_key_and_greedy_text_does_not():
     np.testing.assert_array_equal(best, greedy)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to_side", ["left", "right"])
+def test_padding_may_have_an_id_that_the_model_lacks(to_side):
+    name = "write_gpt2"
+    ids, mask = golden.prompts(CASES[name])
+    added = load(name)[0].config.vocab_size + 200  # [PAD] of a tokenizer
+    ids = np.where(mask == 1, ids, added)
+    ids, mask = to_the_right(ids, mask) if to_side == "right" else (ids, mask)
+    model, params = load(name)
+    written = generate(model, params, ids, mask, max_new_tokens=LENGTH, pad_id=added)
+    np.testing.assert_array_equal(written, stored(name)["free"])
+
+
 def count_up(ids, positions, ancestors, cache):
     """A model of six tokens that counts up in each row, and counts its calls."""
     return 9.0 * jax.nn.one_hot((ids + 1) % 6, 6), cache + 1

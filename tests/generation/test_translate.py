@@ -74,8 +74,10 @@ def test_padding_of_a_source_on_either_side_changes_nothing(name):
     plain = generate_target(model, params, source, max_new_tokens=8)
     for widths in ((3, 0), (0, 3)):
         ids, mask = (np.pad(rows, ((0, 0), widths)) for rows in (source, np.ones_like(source)))
-        padded = generate_target(model, params, ids, mask, max_new_tokens=8)
-        np.testing.assert_array_equal(padded, plain)
+        for pad in (0, model.config.vocab_size + 200):  # also [PAD] of a tokenizer alone
+            filled = np.where(mask == 1, ids, pad)
+            padded = generate_target(model, params, filled, mask, max_new_tokens=8)
+            np.testing.assert_array_equal(padded, plain)
 
 
 @pytest.mark.slow

@@ -7,13 +7,19 @@ import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 import flax_transformers as ft
 from flax_transformers.huggingface.family import build_model
 from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.generation_settings import GenerationSettings
-from tests.cli.test_generate import TINY, counting_params, published_tokenizer
+from tests.cli.test_generate import (
+    TINY,
+    counting_params,
+    published_tokenizer,
+    tokenizer_with_added_padding,
+)
 
 
 @pytest.fixture
@@ -55,3 +61,19 @@ def test_texts_end_as_the_generation_config_and_the_task_say(harness, tmp_path):
     assert written([]) == [" b c e"]
     assert written(["d"]) == [" b c"]
     assert written([], eos_token_id=(1, 4)) == [" b"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_scores_are_those_without_a_padding_token_that_the_model_lacks(harness, tmp_path):
+    tokenizer_with_added_padding(tmp_path / "tokenizer")
+    model = build_model(TINY, ComputeConfig())
+    folder, tokenizer = tmp_path / "model", tmp_path / "tokenizer"
+    ft.save_pretrained(folder, model, counting_params(model), tokenizer_from=tokenizer)
+    assert ft.load_tokenizer(folder).vocabulary.pad_id == TINY.vocab_size
+    loaded = harness.HarnessModel(str(folder), batch_size=2)
+    requests = [SimpleNamespace(args=args) for args in (("a", " b"), ("a b", " c d e"))]
+    found = [score for score, _ in loaded.loglikelihood(requests)]
+    # The logit of the next word is sqrt(8), that of the others 0.
+    one = np.sqrt(8) - np.log(np.exp(np.sqrt(8)) + TINY.vocab_size - 1)
+    np.testing.assert_allclose(found, [one, 3 * one], rtol=1e-4)

@@ -150,7 +150,7 @@ class _Model:
         batch = stacked(
             [
                 {
-                    "input_ids": pad(np.array(row), length, self._tokenizer.vocabulary.pad_id),
+                    "input_ids": pad(np.array(row), length, self._config.filler_id),
                     "segment_ids": pad(np.ones(len(row), np.int32), length, 0),
                     "ends": np.array([len(row)], np.int32),
                 }

@@ -9,6 +9,7 @@ from flax_transformers.checkpointing.config import CheckpointConfig
 from flax_transformers.checkpointing.manager import Checkpoints
 from flax_transformers.data.tokenizers.facts import TEMPLATE_FILE
 from flax_transformers.data.tokenizers.kinds import ByteTokenizer
+from flax_transformers.data.tokenizers.load import load_tokenizer
 from flax_transformers.errors import UserError
 from flax_transformers.post_training.chat_data import encode
 from flax_transformers.post_training.chat_template import CHATML, ChatTemplate
@@ -17,18 +18,20 @@ from flax_transformers.post_training.reinforcement.model_reward import ModelRewa
 from flax_transformers.post_training.reinforcement.rewards import checked_scores
 from flax_transformers.restore import converted_meta
 from flax_transformers.testing import tiny_model
+from tests.cli.test_generate import WORDS, tokenizer_with_added_padding
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 # Of two lengths: the expected values are computed without padding.
 PROMPTS, COMPLETIONS = ["2+2=", "3+4=", "1+1="], ["4", "seven", "2"]
+BYTES = ByteTokenizer()
 
 
-def saved(folder, labels, template=None):
+def saved(folder, labels, template=None, tokenizer=BYTES, vocab_size=262):
     """A classifier as ``convert`` saves it."""
-    sizes = {"vocab_size": 262, "num_labels": labels, "max_positions": 100, "init_std": 0.2}
+    sizes = {"vocab_size": vocab_size, "num_labels": labels, "max_positions": 100, "init_std": 0.2}
     model, params = tiny_model("LlamaForSequenceClassification", **sizes)
-    ByteTokenizer().save(folder / "tokenizer")
+    tokenizer.save(folder / "tokenizer")
     files = {f"tokenizer/{f.name}": f.read_bytes() for f in (folder / "tokenizer").iterdir()}
     if template is not None:
         files[f"tokenizer/{TEMPLATE_FILE}"] = template.encode()
@@ -59,6 +62,18 @@ def test_a_reward_is_the_logit_at_the_last_token(plain):
         logits = apply({"params": params}, ids, np.ones_like(ids)).logits
         np.testing.assert_allclose(value, logits[0, 0], rtol=1e-4)
     assert len(set(found)) == 3
+
+
+def test_a_padding_token_that_the_model_lacks_changes_nothing(tmp_path):
+    tokenizer_with_added_padding(tmp_path / "words")
+    words = load_tokenizer(tmp_path / "words")
+    saved(tmp_path, labels=1, tokenizer=words, vocab_size=len(WORDS))
+    mesh = ft.make_mesh(devices=jax.devices()[:1])
+    scorer = ModelReward(path=str(tmp_path), batch_size=2).scorer(mesh)
+    prompts, completions = ["a ", "b c "], ["d", "e d c a"]
+    together = scorer(prompts, completions, [{}] * 2)
+    alone = [scorer([p], [c], [{}])[0] for p, c in zip(prompts, completions, strict=True)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 def test_messages_are_scored_in_the_form_they_were_trained_in(of_messages):
