@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,9 @@ from flax_transformers.data.sources.row_files import ENDINGS, row_file, row_of, 
 from flax_transformers.data.sources.squad import QuestionSource
 from flax_transformers.errors import UserError
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_MARK = "\N{COMBINING GRAVE ACCENT}"  # stands for all marks, of which `re` has no class
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+_WORD = re.compile(rf"\w[\w{_MARK}]*|[^\w\s]{_MARK}*")
 _SPLIT = "train"
 
 Words = Sequence[tuple[str, int, int]]
@@ -45,8 +48,9 @@ class Inputs:
 
     ``path``: a .txt file with a text in each line, or a file in the formats of a `LabelledSource`,
     with the fields ``fields``. ``words``: whether the text is divided into words, which are runs of
-    letters and digits and single other characters; a field may hold a list of words instead, and
-    the file may be one of a `TaggedSource` with this ``word_column``, whose tags are not read.
+    letters and digits and single other characters, each with the combining marks and joiners that
+    follow; a field may hold a list of words instead, and the file may be one of a `TaggedSource`
+    with this ``word_column``, whose tags are not read.
     ``questions``: whether a .json file is one of a `QuestionSource`. ``choices``: rows are those of
     this source, without their answers unless ``answers``.
     """
@@ -140,9 +144,20 @@ class Inputs:
             ends = [sum(len(text) + 1 for text in texts[: i + 1]) - 1 for i in range(len(texts))]
             words = [(text, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
         else:
-            found = _WORD.finditer(texts[0])
-            words = [(match[0], match.start(), match.end()) for match in found]
+            words = _words_in(texts[0])
         return InputRow(Document(tuple(w for w, _, _ in words), ("",), words=True), words)
+
+
+def _words_in(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text with their start and end. Most scripts write vowels, tones or accents as
+    marks of their own, and Persian and Hindi have joiners inside words."""
+    marked = text
+    if not text.isascii():
+        marked = "".join(
+            _MARK if one in _JOINERS or unicodedata.category(one)[0] == "M" else one for one in text
+        )
+    spans = (match.span() for match in _WORD.finditer(marked))
+    return [(text[start:end], start, end) for start, end in spans]
 
 
 def _is_lines(path: Path) -> bool:

@@ -43,6 +43,22 @@ def test_words_have_places_in_their_text(tmp_path):
     assert first.document.text == ("Ab", ",", "c\u00e9", "!") and first.document.words
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("हिन्दी में।", ["हिन्दी", "में", "।"]),
+        ("ที่ บ้าน", ["ที่", "บ้าน"]),
+        ("می\u200cروم؟", ["می\u200cروم", "؟"]),
+        ("cafe\u0301s, e\u20dd!", ["cafe\u0301s", ",", "e\u20dd", "!"]),
+        ("क\u094d\u200dष ❤\ufe0f ok", ["क\u094d\u200dष", "❤\ufe0f", "ok"]),
+    ],
+)
+def test_a_word_keeps_its_combining_marks_and_joiners(tmp_path, text, expected):
+    (row,) = Inputs(write(tmp_path / "a.txt", f"{text}\n"), words=True).rows()
+    assert [word for word, _, _ in row.words] == expected
+    assert [text[start:end] for _, start, end in row.words] == expected
+
+
 def test_sentences_in_columns_need_no_tags(tmp_path):
     path = write(tmp_path / "a.conllu", "# text\n1\tOne\n2\ttwo\n\n1\tthree\n")
     assert texts(Inputs(path, words=True).rows()) == [("One", "two"), ("three",)]
