@@ -126,6 +126,8 @@ def best_answers(
 
 
 def _answer(span: Span, context: str, offsets: np.ndarray) -> Answer:
+    if not len(offsets):  # the tokenizer keeps nothing, and the unknown token stands for the text
+        return Answer("", span.score, 0, 0)
     start, end = int(offsets[span.first, 0]), int(offsets[span.last, 1])
     text = context[start:end].strip()
     start += len(context[start:end]) - len(context[start:end].lstrip())

@@ -70,14 +70,18 @@ def test_the_best_reference_counts_and_the_empty_answer_is_right_without_referen
 
 
 CONTEXT = "In 1870 the old theatre opened ."
+NOTHING = "\u200b"
 
 
 class Words:
-    """A tokenizer whose tokens are words."""
+    """A tokenizer whose tokens are words, of which ``NOTHING`` has none."""
 
     def encode_with_offsets(self, texts):
         offsets = []
         for text in texts:
+            if text == NOTHING:
+                offsets.append(np.zeros((0, 2), np.int32))
+                continue
             ends = np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1
             offsets.append(np.stack([np.append(0, ends[:-1] + 1), ends], axis=1))
         return [(np.zeros(len(rows), int), rows) for rows in offsets]
@@ -95,7 +99,7 @@ def window(offset, nothing, **logits):
     }  # fmt: skip
 
 
-def answers_of(*windows, **settings):
+def answers_of(*windows, context=CONTEXT, **settings):
     """The answers to a question with these windows, and whether to give none."""
     rows = [window | {"example_id": 5 + number} for number, window in enumerate(windows)]
     batches = [{name: np.stack([row[name]]) for name in row} for row in rows]
@@ -103,7 +107,7 @@ def answers_of(*windows, **settings):
         batches,
         SimpleNamespace(document_of=lambda number: 2),
         QuestionAnswering(**settings),
-        lambda document: Question(("what?", CONTEXT)),
+        lambda document: Question(("what?", context)),
         Words(),
     )
     assert list(found) == [2]
@@ -120,6 +124,12 @@ def test_the_answer_is_the_best_span_of_all_windows():
         assert not none
     best, _ = answers_of(first, second, best=1, max_answer_length=1)
     assert [(one.text, one.score) for one in best] == [("theatre", 2.0)]
+
+
+def test_a_text_without_tokens_has_an_empty_answer():
+    unknown = window(0, 0.0) | {"context_end": 4}
+    (answer,), none = answers_of(unknown, context=NOTHING)
+    assert (answer.text, answer.score, answer.start, answer.end) == ("", -18.0, 0, 0) and not none
 
 
 def test_no_answer_is_given_if_every_window_prefers_none_by_more_than_the_threshold():
