@@ -23,6 +23,7 @@ from flax_transformers.ranges import EXAMPLES, INT32, POSITIONS, check_text, int
 if TYPE_CHECKING:
     import numpy as np
 
+    from flax_transformers.data.tokenizers.load import Tokenizer
     from flax_transformers.post_training.chat_template import ChatTemplate, Message
 
 Template = Annotated[str | None, option("FILE")]
@@ -102,7 +103,8 @@ class Arena:
     """The reward model was trained on plain texts: it reads a question and its answer as one text,
     without a chat template, and so do the models unless there is a --template."""
     output: Annotated[str | None, option("FILE")] = None
-    """Where prompts, answers and votes are written, as JSON lines."""
+    """Where prompts, answers and votes are written, as JSON lines; answers before a judge reads
+    them, without their votes."""
     template: Template = None
     """A chat template in Jinja; by default that of each tokenizer, or else ChatML."""
     batch_size: Annotated[int, number("--batch-size", EXAMPLES)] = 16
@@ -124,7 +126,8 @@ class Arena:
         answers = [self._answers(model, conversations, overrides) for model in self._models]
         found: Iterable[float]
         if self.judge is not None:
-            found = self._judged(self.judge, conversations, answers)
+            with self._kept(conversations, answers):
+                found = self._judged(self.judge, conversations, answers)
         else:
             found = _votes(conversations, answers, np.random.default_rng(self.seed))
         votes = list(_noted(self.output, conversations, answers, found))
@@ -160,11 +163,51 @@ class Arena:
         if self.judge is not None:
             check_judge(build_model(describe_pretrained(find_pretrained(self.judge))))
             template_of(load_tokenizer(self.judge), self.template)
-        for model in self._models:
-            chat_model = self._chat_model(model)
+        models = [self._chat_model(model) for model in self._models]
+        for chat_model in models:
             chat_model.check(overrides)
             for asked in conversations:
                 chat_model.encoded(asked.messages, asked.tools)
+        if self.judge is not None:
+            self._check_lengths(self.judge, conversations, models)
+
+    def _check_lengths(
+        self, judge: str, conversations: Sequence[Asked], models: Sequence[ChatModel]
+    ) -> None:
+        """The judge takes the longest conversation with an answer of a model that has the judge's
+        tokenizer; how many tokens other answers have for the judge is not known before."""
+        from flax_transformers.post_training.judge import judged_ids
+        from flax_transformers.pretrained import describe_pretrained, find_pretrained
+
+        limit = getattr(describe_pretrained(find_pretrained(judge)), "length_limit", None)
+        if limit is None:
+            return
+        template, tokenizer = self._judge_template(judge)
+        lengths = [  # without an answer, for which a token stands
+            len(judged_ids(template, tokenizer, asked.answered("."), asked.tools)) - 1
+            for asked in conversations
+        ]
+        longest = max(lengths)
+        alike = any(model.tokenizer.fingerprint == tokenizer.fingerprint for model in models)
+        if longest + (self.max_new_tokens if alike else 1) <= limit:
+            return
+        hint = "leave it out, or give another judge"
+        if longest < limit:
+            hint = f"set --max-new-tokens {limit - longest}, or {hint}"
+        raise UserError(
+            f"conversation {lengths.index(longest) + 1} of {self.prompts} has {longest} tokens "
+            f"for the judge, which takes {limit} with the answer, of at most "
+            f"{self.max_new_tokens}; {hint}"
+        )
+
+    def _judge_template(self, judge: str) -> tuple[ChatTemplate | None, Tokenizer]:
+        """What the judge reads conversations by: its template, None for plain texts, and its
+        tokenizer."""
+        from flax_transformers.post_training.chat_template import template_of
+        from flax_transformers.pretrained import load_tokenizer
+
+        tokenizer = load_tokenizer(judge)
+        return None if self.judge_texts else template_of(tokenizer, self.template), tokenizer
 
     def _check_texts(self, conversations: Sequence[Asked]) -> None:
         if self.judge is None:
@@ -196,16 +239,31 @@ class Arena:
         chat_model.load(overrides)
         return chat_model.answers(conversations)
 
+    @contextmanager
+    def _kept(
+        self, conversations: Sequence[Asked], answers: Sequence[Sequence[str]]
+    ) -> Iterator[None]:
+        """Writes the answers before a judge reads them, or prints them where it cannot and there is
+        no file, so that they are not lost."""
+        lines = [_line(*one, vote=None) for one in zip(conversations, *answers, strict=True)]
+        with _opened(self.output, "w") as file:
+            if file is not None:
+                print(*lines, sep="\n", file=file)
+        try:
+            yield
+        except UserError:
+            if self.output is None:
+                print(*lines, sep="\n")
+            raise
+
     def _judged(
         self, judge: str, conversations: Sequence[Asked], answers: Sequence[list[str]]
     ) -> list[float]:
-        from flax_transformers.post_training.chat_template import template_of
         from flax_transformers.post_training.judge import judged_ids, judged_rewards, votes_by
-        from flax_transformers.pretrained import load_pretrained, load_tokenizer
+        from flax_transformers.pretrained import load_pretrained
 
         model, params = load_pretrained(judge)
-        tokenizer = load_tokenizer(judge)
-        template = None if self.judge_texts else template_of(tokenizer, self.template)
+        template, tokenizer = self._judge_template(judge)
         scores = []
         for of_model in answers:
             encoded = [
@@ -269,12 +327,17 @@ class ChatModel:
             model, params = load_pretrained(self._found, compute=self._compute, mesh=self._mesh)
             self._loaded = model, arranged(params)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of answers."""
+        return self._work.prompts.written
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template."""
         from flax_transformers.post_training.chat_template import template_of
 
-        return template_of(self._work.prompts.written, self._template_path)
+        return template_of(self.tokenizer, self._template_path)
 
     def _end(self) -> None:
         """What ends an answer: a special token of the template, or else its text."""
@@ -455,18 +518,19 @@ def _noted(
     votes: Iterable[float],
 ) -> Iterator[float]:
     """The votes, each after its line in the file ``path`` is written, so that none is lost."""
-    from flax_transformers.monitoring.metrics import json_text
-
     with _opened(path, "w") as file:
         for asked, first, second, vote in zip(conversations, *answers, votes, strict=False):
-            line = {
-                "messages": asked.messages,
-                "answers": [first, second],
-                "first_is_better": vote,
-            }
             if file is not None:
-                print(json_text(line), file=file, flush=True)
+                print(_line(asked, first, second, vote=vote), file=file, flush=True)
             yield vote
+
+
+def _line(asked: Asked, first: str, second: str, *, vote: float | None) -> str:
+    """A line of ``--output``; ``vote``: None before a judge votes."""
+    from flax_transformers.monitoring.metrics import json_text
+
+    both = {"answers": [first, second], "first_is_better": vote}
+    return json_text({"messages": asked.messages, **both})
 
 
 def _opened(path: str | None, mode: Literal["a", "w"]) -> AbstractContextManager[IO[str] | None]:

@@ -35,9 +35,11 @@ def folders(tmp_path_factory):
         ("one", "LlamaForCausalLM"),
         ("other", "LlamaForCausalLM"),
         ("judge", "LlamaForSequenceClassification"),
+        ("short", "LlamaForSequenceClassification"),
     ):
-        labels = {"num_labels": 1} if name == "judge" else {}
-        ids = {"vocab_size": 262, "max_positions": 256, "eos_ids": (1,), "bos_id": None}
+        labels = {"num_labels": 1} if name in ("judge", "short") else {}
+        ids = {"vocab_size": 262, "eos_ids": (1,), "bos_id": None}
+        ids["max_positions"] = 67 if name == "short" else 256
         model, params = drawn_model(architecture, **ids, pad_id=0, **labels)
         rng = np.random.default_rng(len(name))
         table = params["words"]["embedding"]
@@ -86,6 +88,27 @@ def test_a_reward_model_votes(folders, capsys, monkeypatch, tmp_path):
         assert vote["first_is_better"] == (rewards[0] > rewards[1])
     wins = sum(vote["first_is_better"] for vote in votes)
     assert f"one: {wins:.0f} wins" in text and "Elo of the first above the second" in text
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_answers_that_the_judge_refuses_are_not_lost(
+    written, folders, capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "prompts.txt").write_text("Hi\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--judge", folders["short"]]
+    options += ["--output", str(tmp_path / "votes")] if written else []
+    monkeypatch.setattr(ChatModel, "load", lambda *_: None)
+    # The judge reads each character that cannot be decoded as three tokens.
+    monkeypatch.setattr(ChatModel, "answers", lambda *_: ["\ufffd" * 4])
+    assert main(["arena", folders["one"], folders["other"], *options, *SHORT]) == 2
+    printed = capsys.readouterr()
+    assert "has 75 tokens, but the judge takes 67" in printed.err
+    (line,) = ((tmp_path / "votes").read_text() if written else printed.out).splitlines()
+    assert json.loads(line) == {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "answers": ["\ufffd" * 4] * 2,
+        "first_is_better": None,
+    }
 
 
 @pytest.mark.slow
@@ -208,6 +231,11 @@ def test_prompts_may_be_those_of_generate(row, messages, tmp_path):
             ["--judge", "{judge}", "--judge-texts", "--prompts", "{tmp}/system.jsonl"],
             "conversation 1 of .*system.jsonl has the messages system, user, but",
         ),
+        (
+            ["--judge", "{short}"],
+            "conversation 2 of .*prompts.txt has 65 tokens for the judge, which takes 67 with the "
+            "answer, of at most 4; set --max-new-tokens 2, or leave it out, or give another judge",
+        ),
         (["--output", "{tmp}/missing/votes.jsonl"], "votes.jsonl cannot be written"),
         (["--template", "{tmp}/refuses.jinja"], "fails: no; change the messages, or give another"),
     ],
@@ -216,7 +244,7 @@ def test_mistakes_are_said_before_a_model_answers(
     option, problem, folders, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(ChatModel, "answers", lambda *_: pytest.fail("a model answers"))
-    (tmp_path / "prompts.txt").write_text("Hi\n")
+    (tmp_path / "prompts.txt").write_text("Hi\nHow?\n")
     (tmp_path / "system.jsonl").write_text('{"system": "Be brief.", "prompt": "Hi"}')
     (tmp_path / "refuses.jinja").write_text("{{ raise_exception('no') }}")
     option = [one.format(tmp=tmp_path, **folders) for one in option]
