@@ -82,8 +82,8 @@ def _loss(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> 
             color=GRAY,
         )
     axes.legend(frameon=False, loc="upper right")
-    losses = sorted(filter(math.isfinite, train[1] + held_out[1]))
-    low, high, margin = visible_limits([losses], list(baselines.values()))
+    losses = [sorted(filter(math.isfinite, values)) for _, values in (train, held_out)]
+    low, high, margin = visible_limits(losses, list(baselines.values()))
     axes.set_ylim(low - margin, high + margin)
     return figure
 

@@ -62,6 +62,13 @@ def test_the_first_steps_do_not_flatten_the_rest_of_the_curve():
     assert low < 5 < high < 10
 
 
+def test_the_held_out_loss_of_a_run_that_overfits_is_visible():
+    rows = [{"step": step, "train/loss": 0.1} for step in range(1000)]
+    rows += [{"step": step, "eval/loss": 1 + step / 1000} for step in range(0, 1000, 100)]
+    low, high = plots._loss(rows, {}).axes[0].get_ylim()
+    assert low < 0.1 and high > 1.9
+
+
 def test_a_value_that_is_not_finite_leaves_a_gap():
     rows = [{"step": s, "train/loss": v} for s, v in enumerate([3.0, math.inf, math.nan, 2.0])]
     drawn = lines(plots._loss(rows, {}))["training"].get_ydata()
