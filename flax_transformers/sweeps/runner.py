@@ -1,9 +1,9 @@
 """Trains the runs of a sweep one after another, and reads what finished runs have left.
 
-Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it, and the
-step at which it finished or the sentence that says why it failed. That of the sweep has the base
-config and the workdirs that the runs end in. Scores are read from the run's
-own files, so that parts of a sweep need neither locks nor each other.
+Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it, the folder
+of the sweep, and the step at which it finished or the sentence that says why it failed. That of the
+sweep has the base config and the workdirs that the runs end in. Scores are read from the run's own
+files, so that parts of a sweep need neither locks nor each other.
 """
 
 from __future__ import annotations
@@ -118,14 +118,18 @@ def _with_mode(config: TrainConfig) -> TrainConfig:
 
 
 def _check_workdir(training: Training, first: epath.Path) -> None:
-    """The workdir has no other run in it than this one. ``first``: that of its first training,
-    whose paths in the record follow where the folder of the sweep was moved."""
+    """The workdir has no other run in it than this one. ``first``: that of its first training."""
     saved = _read(training.workdir)
     if saved is not None:
-        config = saved.get("config")
-        if training.workdir != first:
-            config = _moved(config, first)
-        _check_same(config, training.config, str(training.workdir))
+        config, folder, where = saved.get("config"), saved.get("folder"), str(training.workdir)
+        is_first = training.workdir == first
+        moved = config if folder is None and is_first else _moved(config, folder, first)
+        try:
+            _check_same(config, training.config, where)
+        except UserError:
+            if moved == config:
+                raise
+            _check_same(moved, training.config, where)
     elif (training.workdir / "config.json").exists():
         raise UserError(
             f"{training.workdir} holds a run that no sweep has started; choose another --workdir, "
@@ -133,16 +137,25 @@ def _check_workdir(training: Training, first: epath.Path) -> None:
         )
 
 
-def _moved(saved: Any, workdir: epath.Path) -> Any:
-    """A JSON config with the paths in the folder that was called as ``workdir`` in ``workdir``."""
+def _moved(saved: Any, folder: str | None, first: epath.Path) -> Any:
+    """A JSON config with its paths in ``folder``, which the sweep was in, in its present folder.
+
+    None, of a record of an earlier version: the paths that have a folder called as the workdir
+    ``first`` lead to this one.
+    """
     if isinstance(saved, dict):
-        return {name: _moved(value, workdir) for name, value in saved.items()}
+        return {name: _moved(value, folder, first) for name, value in saved.items()}
     if isinstance(saved, list):
-        return [_moved(value, workdir) for value in saved]
-    parts = saved.split("/") if isinstance(saved, str) else []
-    if workdir.name not in parts:
+        return [_moved(value, folder, first) for value in saved]
+    if not isinstance(saved, str):
         return saved
-    return "/".join([str(workdir), *parts[parts.index(workdir.name) + 1 :]])
+    if folder is not None:
+        inside = saved == folder or saved.startswith(f"{folder}/")
+        return f"{first.parent}{saved[len(folder) :]}" if inside else saved
+    parts = saved.split("/")
+    if first.name not in parts:
+        return saved
+    return "/".join([str(first), *parts[parts.index(first.name) + 1 :]])
 
 
 def train_all(todo: Sequence[StudyRun]) -> bool:
@@ -224,7 +237,8 @@ def _scores(training: Training) -> dict[str, float]:
 def _record(training: Training, failure: str | None = None, step: int | None = None) -> None:
     if jax.process_index() == 0:
         config = to_json(_with_mode(training.config))
-        content = {"config": config, "finished_step": step, "failure": failure}
+        content = {"config": config, "folder": str(training.workdir.parent)}
+        content |= {"finished_step": step, "failure": failure}
         write_side_file(training.workdir / RECORD, _json(content))
 
 

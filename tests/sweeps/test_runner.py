@@ -272,18 +272,50 @@ def test_a_variant_that_changes_what_published_weights_fix_is_refused(base, tmp_
         runner.check(sweep_of(start, tmp_path / "all", variants={"a": {}, "b": deeper}))
 
 
-def test_a_sweep_with_fine_tuning_is_resumed_where_its_folder_was_moved(base, tmp_path, trained):
+def without_folders(folder):
+    """The records of earlier versions."""
+    for path in folder.glob("*/sweep.json"):
+        record = json.loads(path.read_text())
+        del record["folder"]
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("place", ["{workdir}/made.txt", "{parent}/made.txt"])
+def test_a_sweep_with_fine_tuning_is_resumed_where_its_folder_was_moved(
+    base, tmp_path, trained, place
+):
     def fine_tune(config, workdir):
-        return replace(config, data=replace(config.data, source=TextSource(f"{workdir}/made.txt")))
+        path = place.format(workdir=workdir, parent=epath.Path(workdir).parent)
+        return replace(config, data=replace(config.data, source=TextSource(path)))
 
     def from_another_step(config, workdir):
         return replace(fine_tune(config, workdir), init_from=f"{workdir}/checkpoints/2")
 
     assert trained_all(sweep_of(base, tmp_path / "all", fine_tune=fine_tune))
     moved = (tmp_path / "all").rename(tmp_path / "moved")
+    if "{workdir}" in place:
+        without_folders(moved)
     assert trained_all(sweep_of(base, moved, fine_tune=fine_tune)) and len(trained) == 2
     with pytest.raises(UserError, match="belongs to another run .init_from"):
         runner.check(sweep_of(base, moved, fine_tune=from_another_step))
+
+
+@pytest.mark.parametrize("of_earlier_version", [False, True])
+def test_fine_tuning_from_a_run_of_another_sweep_with_its_name_is_resumed(
+    base, tmp_path, trained, of_earlier_version
+):
+    def fine_tune(config, workdir):
+        return replace(config, init_from=f"{tmp_path}/teachers/{epath.Path(workdir).name}")
+
+    sweep = sweep_of(base, tmp_path / "all", fine_tune=fine_tune)
+    assert trained_all(sweep)
+    if of_earlier_version:
+        without_folders(tmp_path / "all")
+        assert trained_all(sweep)
+    else:
+        moved = (tmp_path / "all").rename(tmp_path / "moved")
+        assert trained_all(sweep_of(base, moved, fine_tune=fine_tune))
+    assert len(trained) == 2
 
 
 def test_fine_tuning_continues_from_the_weights_and_is_what_is_scored(base, tmp_path, capsys):
