@@ -118,9 +118,13 @@ def _with_mode(config: TrainConfig) -> TrainConfig:
 
 
 def _check_workdir(training: Training, first: epath.Path) -> None:
-    """The workdir has no other run in it than this one. ``first``: that of its first training."""
+    """The workdir has no checkpoint of another run than this one. ``first``: that of its first
+    training."""
     saved = _read(training.workdir)
     if saved is not None:
+        started = saved.get("finished_step") or finished_steps(training.workdir / "checkpoints")
+        if not started:  # its config may have been corrected
+            return
         config, folder, where = saved.get("config"), saved.get("folder"), str(training.workdir)
         is_first = training.workdir == first
         moved = config if folder is None and is_first else _moved(config, folder, first)

@@ -272,6 +272,30 @@ def test_a_variant_that_changes_what_published_weights_fix_is_refused(base, tmp_
         runner.check(sweep_of(start, tmp_path / "all", variants={"a": {}, "b": deeper}))
 
 
+def test_a_mistake_in_the_config_of_fine_tuning_can_be_corrected_where_it_has_no_checkpoint(
+    base, tmp_path, trained, monkeypatch
+):
+    def fine_tune(steps):
+        return lambda config, workdir: replace(
+            config, phases=(replace(config.phases[0], steps=steps),)
+        )
+
+    works = runs.train
+
+    def fails(config, workdir, **settings):
+        if workdir.name.endswith("fine_tuned"):
+            raise UserError("too few labels")
+        return works(config, workdir, **settings)
+
+    monkeypatch.setattr(runs, "train", fails)
+    assert trained_all(sweep_of(base, tmp_path / "all", fine_tune=fine_tune(5)))
+    monkeypatch.setattr(runs, "train", works)
+    assert trained_all(sweep_of(base, tmp_path / "all", fine_tune=fine_tune(6)))
+    assert trained == ["steps=3,seed=0", "steps=3,seed=0,fine_tuned"]
+    with pytest.raises(UserError, match="belongs to another run .phases.0.steps 6 -> 7"):
+        runner.check(sweep_of(base, tmp_path / "all", fine_tune=fine_tune(7)))
+
+
 def without_folders(folder):
     """The records of earlier versions."""
     for path in folder.glob("*/sweep.json"):
