@@ -19,6 +19,11 @@ from flax_transformers.checkpointing.metric_mode import mode_of
         ("eval/image_to_text_recall_at_1", "max"),
         ("eval/matthews", "max"),
         ("eval/reward", "max"),
+        ("eval/reward_chosen", "max"),
+        ("eval/reward_rejected", None),
+        ("rollout/reward_std", None),
+        ("eval/accuracy_gloss", "max"),  # of a component called "gloss"
+        ("eval/mine_gloss", None),
         ("eval/mine", None),
     ],
 )
