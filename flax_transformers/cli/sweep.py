@@ -25,9 +25,10 @@ class Sweep:
     """Train a grid of configs with several seeds each, and rank them in a table with a plot.
 
     Any field of the config can be set for all runs, as in --optimizer.schedule.warmup-steps 50;
-    "train CONFIG --help" lists all of them. Each run has a workdir of its own below --workdir. The
-    same command resumes, skips finished runs and tries failed ones again; more values or seeds add
-    runs. A run that fails does not stop the others; the exit code is then 2.
+    "train CONFIG --help" lists all of them. A warning names runs that the study, or --grid, gives
+    another value. Each run has a workdir of its own below --workdir. The same command resumes,
+    skips finished runs and tries failed ones again; more values or seeds add runs. A run that fails
+    does not stop the others; the exit code is then 2.
     """
 
     study: Positional[Annotated[str, option("STUDY|CONFIG")]]
@@ -88,7 +89,8 @@ class Sweep:
         _ = study.higher_is_better  # raises if the direction of the metric is not known
         points = studies.points(study, studies.grid_axes(self.grid), override, overrides)
         baseline = studies.baseline_of(study, points, self.baseline)
-        return studies.StudyRuns(study, tuple(points), baseline, open_workdir(self.workdir))
+        folder = open_workdir(self.workdir)
+        return studies.StudyRuns(study, tuple(points), baseline, folder, tuple(overrides))
 
     def _study(self, study: Study) -> Study:
         """``study`` with what was given on the command line."""

@@ -22,13 +22,20 @@ from etils import epath
 
 from flax_transformers import run as runs
 from flax_transformers import runtime
-from flax_transformers.checkpointing.step_directories import finished_steps
+from flax_transformers.checkpointing.step_directories import few, finished_steps
 from flax_transformers.config_json import to_json
 from flax_transformers.errors import UserError, WorkdirInUse
 from flax_transformers.evaluation.report import say
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.storage.workdir import read_side_file, write_side_file
-from flax_transformers.sweeps.study import Point, StudyRun, StudyRuns, Training
+from flax_transformers.sweeps.study import (
+    Point,
+    StudyRun,
+    StudyRuns,
+    Training,
+    option_fields,
+    value_of,
+)
 from flax_transformers.training import loop
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import TrainConfig, check_resumable
@@ -44,6 +51,8 @@ _FREE_WITHIN = re.compile(
     r"data\.(store|prepare_processes|workers|verify)|checkpoints\.(?!best_).*"
 )
 """Finished runs do not open their data, so that no fingerprints are compared, only fields."""
+_FREE_WITHIN_EARLIER = re.compile(rf"{_FREE_WITHIN.pattern}|evaluation\.batch_size")
+"""Of records without a folder: earlier versions set no options in configs of functions."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,28 @@ def check(sweep: StudyRuns) -> None:
     for run in sweep.runs:
         for training in run.trainings:
             _check_workdir(training, run.trainings[0].workdir)
+    _warn_of_other_values(sweep)
     known = record.get("runs", [])  # a smaller grid does not remove runs
     runs = list(dict.fromkeys([*known, *(run.trainings[-1].workdir.name for run in sweep.runs)]))
     if runs != known and jax.process_index() == 0:
         base = to_json(_with_mode(sweep.study.base)) if base is None else base
         write_side_file(sweep.folder / RECORD, _json({"base": base, "runs": runs}))
+
+
+def _warn_of_other_values(sweep: StudyRuns) -> None:
+    """Names the fields that were set for all runs, and the runs that have another value."""
+    runs, base = sweep.runs, sweep.study.base
+    for name in option_fields(sweep.overrides):
+        own = {"seed": 0, "init_from": 1}.get(name)  # which is set in each run, or in fine-tuning
+        trainings = [training for run in runs for training in run.trainings[:own]]
+        value = value_of(base, name)
+        others = [one.workdir.name for one in trainings if value_of(one.config, name) != value]
+        if others:
+            log.warning(
+                "--%s is not set in %s, where the study or --grid sets another value",
+                name.replace("_", "-"),
+                few(others),
+            )
 
 
 def _check_point(point: Point, base: TrainConfig) -> None:
@@ -103,12 +129,14 @@ def _check_model(base: Any, wanted: Any, found: Any) -> None:
             )
 
 
-def _check_same(saved: Any, config: TrainConfig, where: str) -> None:
+def _check_same(
+    saved: Any, config: TrainConfig, where: str, free: re.Pattern[str] = _FREE_WITHIN
+) -> None:
     stopping, defining = config.early_stopping, _DEFINING
     config = _with_mode(config)
     if stopping.patience is not None and stopping.metric is None:
         defining = (*_DEFINING, "checkpoints")  # whose best metric decides where a run stops
-    check_resumable(saved, config, where, defining, _FREE_WITHIN)
+    check_resumable(saved, config, where, defining, free)
 
 
 def _with_mode(config: TrainConfig) -> TrainConfig:
@@ -128,12 +156,13 @@ def _check_workdir(training: Training, first: epath.Path) -> None:
         config, folder, where = saved.get("config"), saved.get("folder"), str(training.workdir)
         is_first = training.workdir == first
         moved = config if folder is None and is_first else _moved(config, folder, first)
+        free = _FREE_WITHIN_EARLIER if folder is None else _FREE_WITHIN
         try:
-            _check_same(config, training.config, where)
+            _check_same(config, training.config, where, free)
         except UserError:
             if moved == config:
                 raise
-            _check_same(moved, training.config, where)
+            _check_same(moved, training.config, where, free)
     elif (training.workdir / "config.json").exists():
         raise UserError(
             f"{training.workdir} holds a run that no sweep has started; choose another --workdir, "

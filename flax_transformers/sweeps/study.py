@@ -13,7 +13,7 @@ from etils import epath
 
 from flax_transformers import ranges
 from flax_transformers.checkpointing.metric_mode import mode_of
-from flax_transformers.config_json import register_types_of, to_json
+from flax_transformers.config_json import FORMER_FIELDS, register_types_of, to_json
 from flax_transformers.errors import UserError
 from flax_transformers.training.config import TrainConfig
 
@@ -27,6 +27,10 @@ Override = Callable[[TrainConfig, Sequence[str]], TrainConfig]
 
 _NAME = re.compile(r"[\w.+=-]+")
 _VALUE_LENGTH = 40
+_FOR_FUNCTIONS = re.compile(
+    r"(checkpoints\.(?!best_)|limits\.|logging\.|mesh\.)\w+|evaluation\.batch_size|platform"
+)
+"""What options also set in the configs that functions return: how a run is carried out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,8 @@ class StudyRuns:
     baseline: Point
     """The point that all others are compared with."""
     folder: epath.Path
+    overrides: tuple[str, ...] = ()
+    """The fields that were set in ``study.base``, as tokens of a command line."""
 
     @property
     def runs(self) -> list[StudyRun]:
@@ -148,6 +154,7 @@ class StudyRuns:
         if fine_tune is not None:
             start = str(first.workdir)
             second = _returned(fine_tune, "fine_tune", first.config, start)
+            second = _with_fields(second, first.config, option_fields(self.overrides))
             unchanged = second.init_from in (None, first.config.init_from)
             second = replace(second, init_from=start if unchanged else second.init_from, seed=seed)
             trainings.append(Training(second, self.folder / f"{name},fine_tuned"))
@@ -201,7 +208,7 @@ def points(
         name = ",".join(filter(None, [variant, *parts]))
         tokens = [token for one, text in settings.items() for token in _tokens(one, text.split())]
         try:
-            config, own = _applied(study.variants[variant], study.base)
+            config, own = _applied(study.variants[variant], study.base, option_fields(overrides))
             config = override(config, [*own, *tokens])
         except UserError as error:
             raise UserError(f"grid point {name}: {error}") from error
@@ -234,11 +241,43 @@ def _refuse_equal(study: Study, found: Sequence[Point]) -> None:
             )
 
 
-def _applied(variant: Variant, base: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config that a function makes of ``base``; or ``base``, and the tokens to set fields."""
+def _applied(
+    variant: Variant, base: TrainConfig, given: Sequence[str]
+) -> tuple[TrainConfig, list[str]]:
+    """The config that a function makes of ``base``, in which the ``given`` fields are set; or
+    ``base``, and the tokens to set fields."""
     if not callable(variant):
         return base, [token for one in variant.items() for token in _tokens(*one)]
-    return _returned(variant, "a variant", base), []
+    return _with_fields(_returned(variant, "a variant", base), base, given), []
+
+
+def option_fields(overrides: Sequence[str]) -> list[str]:
+    """The fields that tokens of a command line set, such as "optimizer.learning_rate"."""
+    options = [token[2:].partition("=")[0] for token in overrides if token.startswith("--")]
+    paths = [option.replace("-", "_").split(".") for option in options]
+    return [".".join(FORMER_FIELDS.get(name, name) for name in path) for path in paths]
+
+
+def value_of(config: Any, field: str) -> Any:
+    """The value of "optimizer.learning_rate" or "phases.0.steps"; None if there is none."""
+    for name in field.split("."):
+        if isinstance(config, tuple) and name.isdecimal():
+            config = config[int(name)] if int(name) < len(config) else None
+        else:
+            config = getattr(config, name, None)
+    return config
+
+
+def _with_fields(config: TrainConfig, source: TrainConfig, given: Sequence[str]) -> TrainConfig:
+    """``config`` with the ``given`` fields of ``source`` that say how a run is carried out."""
+    changes: dict[str, dict[str, Any]] = {"": {}}
+    for name in filter(_FOR_FUNCTIONS.fullmatch, given):
+        section, _, one = name.rpartition(".")
+        if hasattr(getattr(config, section, config), one):
+            changes.setdefault(section, {})[one] = value_of(source, name)
+    own = changes.pop("")
+    sections = {name: replace(getattr(config, name), **some) for name, some in changes.items()}
+    return replace(config, **own, **sections)
 
 
 def _returned(function: Callable[..., TrainConfig], name: str, *arguments: Any) -> TrainConfig:

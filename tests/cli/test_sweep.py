@@ -175,3 +175,14 @@ def test_a_part_without_a_run_ends_well_before_another_part_has_finished(study, 
     assert main([*part, "--only", "5/8"]) == 0
     assert "no run of this sweep is finished yet" in capsys.readouterr().out
     assert "no run of this sweep is finished in" in refused(capsys, *part, "--report")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_an_option_for_all_runs_that_the_study_replaces_in_some_is_named(study, tmp_path, caplog):
+    only = ["--only", "2/3", "--workdir", str(tmp_path / "all")]
+    assert main([*study, *only, "--optimizer.learning-rate", "0.01"]) == 0
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        "--optimizer.learning-rate is not set in slow,seed=0, where the study or --grid sets "
+        "another value"
+    ]

@@ -342,6 +342,36 @@ def test_fine_tuning_from_a_run_of_another_sweep_with_its_name_is_resumed(
     assert len(trained) == 2
 
 
+def test_a_warning_names_the_fields_for_all_runs_that_some_do_not_have(
+    base, tmp_path, trained, caplog
+):
+    def another(config, workdir):
+        return replace(config, max_consecutive_skips=4)
+
+    given = ("--max-consecutive-skips=5", "--max-rollbacks", "1", "--seed=0", "--init-from=None")
+    sweep = sweep_of(override(base, given), tmp_path / "all", fine_tune=another, seeds=2)
+    runner.check(replace(sweep, overrides=given))
+    assert [one.getMessage() for one in caplog.records] == [
+        "--max-consecutive-skips is not set in steps=3,seed=0,fine_tuned, "
+        "steps=3,seed=1,fine_tuned, where the study or --grid sets another value"
+    ]
+
+
+def test_an_option_that_earlier_versions_did_not_set_in_fine_tuning_refuses_no_run(
+    base, tmp_path, trained
+):
+    def own_batches(config, workdir):
+        return replace(config, evaluation=replace(config.evaluation, batch_size=250))
+
+    base = override(base, given := ("--evaluation.batch-size=8",))
+    sweep = sweep_of(base, tmp_path / "all", fine_tune=own_batches)
+    assert trained_all(sweep)
+    with pytest.raises(UserError, match="belongs to another run .evaluation.batch_size 250 -> 8"):
+        runner.check(replace(sweep, overrides=given))
+    without_folders(tmp_path / "all")
+    assert trained_all(replace(sweep, overrides=given)) and len(trained) == 2
+
+
 def test_fine_tuning_continues_from_the_weights_and_is_what_is_scored(base, tmp_path, capsys):
     """At a tiny rate, the second training keeps the weights of the first, and so its loss."""
 

@@ -170,6 +170,24 @@ def test_fine_tuning_can_differ_between_variants():
         points(replace(study, fine_tune=fine_tune(3)), {}, override)
 
 
+def test_options_that_say_how_a_run_is_carried_out_are_set_in_the_configs_of_functions():
+    def own_settings(config, workdir=""):
+        evaluation = replace(config.evaluation, every_steps=7, batch_size=250)
+        return replace(BASE, evaluation=evaluation, max_consecutive_skips=4)
+
+    given = ("--evaluation.batch-size", "8", "--checkpoints.keep-latest=1", "--platform", "cpu",
+             "--logging.ledger=True", "--mesh.fsdp=-1", "--mesh.data=1",
+             "--evaluation.every-steps=9", "--max-consecutive-skips=5")  # fmt: skip
+    base = override(BASE, given)
+    study = Study(base=base, variants={"a": {}, "b": own_settings}, fine_tune={"a": own_settings})
+    found = points(study, {}, override, given)
+    a, b = StudyRuns(study, tuple(found), found[0], epath.Path("/runs"), given).runs
+    for config in (a.trainings[1].config, b.trainings[0].config):
+        assert config.evaluation == replace(base.evaluation, every_steps=7)
+        assert (config.checkpoints, config.logging) == (base.checkpoints, base.logging)
+        assert (config.mesh, config.platform, config.max_consecutive_skips) == (base.mesh, "cpu", 4)
+
+
 def test_the_baseline_is_the_first_point_of_its_variant_or_the_one_that_is_named():
     study = Study(base=BASE, variants={"a": {}, "b": {"model.dropout": 0.5}}, baseline="b")
     found = points(study, {"phases.0.steps": ("5", "6")}, override)
