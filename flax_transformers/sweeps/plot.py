@@ -9,7 +9,7 @@ from flax_transformers.monitoring.plots import BLUE, DOTS_PER_INCH, GRAY, ORANGE
 from flax_transformers.storage.workdir import write_bytes
 from flax_transformers.sweeps.table import Table
 
-_WIDTH, _ROW_HEIGHT, _MARGIN = 7.2, 0.32, 1.2
+_AXES_WIDTH, _LETTER_WIDTH, _ROW_HEIGHT, _MARGIN = 5.6, 0.085, 0.32, 1.2
 """Inches."""
 _MAX_ROWS = 60
 
@@ -18,9 +18,13 @@ def plot_table(table: Table) -> epath.Path:
     """Writes plot.png to the sweep's folder: values of each seed, medians, and the score without a
     model as a dashed line if it is near. Shows the best 60 points."""
     rows = table.rows[:_MAX_ROWS]
-    figure = Figure(
-        (_WIDTH, _MARGIN + _ROW_HEIGHT * len(rows)), DOTS_PER_INCH, layout="constrained"
-    )
+    baseline = table.sweep.baseline.name
+    labels = [
+        f"{row.point.name or 'config'}{' (baseline)' if row.point.name == baseline else ''}"
+        for row in rows
+    ]
+    width = _AXES_WIDTH + _LETTER_WIDTH * max(map(len, labels))
+    figure = Figure((width, _MARGIN + _ROW_HEIGHT * len(rows)), DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     for height, row in enumerate(rows):
         values = list(row.values.values())
@@ -33,14 +37,7 @@ def plot_table(table: Table) -> epath.Path:
     shown = [f"{name} {score:.4g}" for name, score in table.trivial.items()]
     for score in table.trivial.values():
         axes.axvline(score, color=GRAY, linestyle=(0, (5, 4)), linewidth=1.2)
-    baseline = table.sweep.baseline.name
-    axes.set_yticks(
-        range(len(rows)),
-        [
-            f"{row.point.name or 'config'}{' (baseline)' if row.point.name == baseline else ''}"
-            for row in rows
-        ],
-    )
+    axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the best at the top
     better = "higher" if table.sweep.study.higher_is_better else "lower"
     axes.set_xlabel(f"{table.sweep.study.metric} ({better} is better; bar: median of the seeds)")

@@ -140,11 +140,17 @@ def test_a_plot_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch):
     assert (tmp_path / "plot.png").read_bytes() == b"of another part"
 
 
-def test_the_plot_has_a_point_for_every_seed(tmp_path, monkeypatch):
-    figures = []
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are drawn, instead of their bytes."""
+    found = []
     monkeypatch.setattr(
-        "flax_transformers.sweeps.plot.png_of", lambda figure: figures.append(figure) or b"png"
+        "flax_transformers.sweeps.plot.png_of", lambda figure: found.append(figure) or b"png"
     )
+    return found
+
+
+def test_the_plot_has_a_point_for_every_seed(tmp_path, figures):
     path = plot_table(made(tmp_path))
     assert path.read_bytes() == b"png"
     (axes,) = figures[0].axes
@@ -154,3 +160,12 @@ def test_the_plot_has_a_point_for_every_seed(tmp_path, monkeypatch):
     ]  # fmt: skip
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["wide", "plain (baseline)", "deep"]
+
+
+@pytest.mark.parametrize("name", ["wide", "rates_of_the_10_percent_of_labels_from_random_weights"])
+def test_long_names_leave_the_axes_of_the_plot_their_width(tmp_path, figures, name):
+    study = Study(base=STUDY.base, variants={name: {}}, seeds=3)
+    plot_table(made(tmp_path, {name: LOSSES["wide"]}, study))
+    figures[0].draw_without_rendering()
+    width = figures[0].axes[0].get_position().width * figures[0].get_figwidth()
+    assert 5 < width < 6.5
