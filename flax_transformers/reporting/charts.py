@@ -133,9 +133,13 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def short_number(value: float) -> str:
-    """Four digits: 8e-04, 0.0125, 1.25, 1,200, 85k, 1.2M."""
+    """Four digits: 8e-04, 0.0125, 1.25, 1,200, 85k, 1.2M, 1.2B, 1.2e+12."""
     size = abs(value)
-    if size >= 1e6:
+    if size >= 999.5e9:
+        return f"{value:.2g}"
+    if size >= 999.5e6:
+        return f"{value / 1e9:.3g}B"
+    if size >= 999.5e3:  # which three digits round to 1e+03 thousands
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"

@@ -246,6 +246,22 @@ def test_ticks_are_round_and_numbers_short():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (-999_999, "-1M"),
+        (999_499_999, "999M"),
+        (999_500_000, "1B"),
+        (1.75e9, "1.75B"),
+        (3e12, "3e+12"),
+    ],
+)
+def test_large_numbers_have_a_unit_of_their_size(value, text):
+    assert short_number(value) == text
+
+
 def test_of_many_points_the_extremes_stay():
     values = [math.sin(n / 50) for n in range(5000)]
     values[1234], values[2345] = 9.0, -9.0
