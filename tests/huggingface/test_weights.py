@@ -130,6 +130,30 @@ def test_a_kernel_stored_input_first_is_not_transposed():
     np.testing.assert_array_equal(kernel[0], tensors["h.7.conv.weight"])
 
 
+def test_matrices_larger_than_a_block_are_transposed_whole():
+    """Read in blocks, of which the last ones are smaller; with heads and a padded vocabulary."""
+    rows, heads, size, vocab = 130, 300, 2, 97
+    table = WeightTable(
+        weights=(
+            linear("in", "query", "D", "NH")[0],
+            Weight("unembed", "decoder.weight", "DV->VD"),
+        )
+    )
+    shapes = {
+        "in": {"kernel": jax.ShapeDtypeStruct((rows, heads, size), np.float32)},
+        "unembed": jax.ShapeDtypeStruct((rows, 128), np.float32),
+    }
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((heads * size, rows), np.float32)
+    decoder = rng.standard_normal((vocab, rows), np.float32)
+    params = import_weights(
+        table, {"query.weight": query, "decoder.weight": decoder}, shapes, vocab
+    )
+    np.testing.assert_array_equal(params["in"]["kernel"].reshape(rows, -1), query.T)
+    np.testing.assert_array_equal(params["unembed"][:, :vocab], decoder.T)
+    assert not params["unembed"][:, vocab:].any()
+
+
 def test_padded_vocabulary_rows_are_zero_inside_and_gone_outside():
     params = read(make_tensors())
     assert not params["word"][VOCAB:].any()
