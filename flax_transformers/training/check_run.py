@@ -81,7 +81,7 @@ def check_run(config: TrainConfig, prepared: Dataset, *, new: bool = True) -> No
 
 
 def check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, *, new: bool = True) -> None:
-    """The part of `check_run` for which the tokens of a text model's data are enough."""
+    """Raises UserError unless a text model and the objective fit the tokens of the data."""
     needs, model = config.objective.needs, config.model
     if not isinstance(model, TextConfig):
         return
