@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,32 +17,28 @@ from flax_transformers.evaluation.class_report import (
     matthews,
     occurring,
 )
-from flax_transformers.evaluation.held_out import evenly_spread
-from flax_transformers.evaluation.predictions import held_out_predictions
+from flax_transformers.evaluation.held_out import Reader, evenly_spread
 from flax_transformers.objectives.sequence_classification import SequenceClassification
-from flax_transformers.training.callbacks import Evaluator, Snapshot
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 
-def classification_evaluator(
-    config: TrainConfig, prepared: PreparedText | PreparedImages, report: ClassReport | None = None
-) -> Evaluator:
-    """A function of a snapshot: ``{"eval/macro_f1", "eval/matthews"}`` for classes (the objective
+def classification_reader(
+    prepared: PreparedText | PreparedImages, report: ClassReport | None = None
+) -> Reader:
+    """A reader of predictions: ``{"eval/macro_f1", "eval/matthews"}`` for classes (the objective
     itself reports accuracy), of two classes also ``"eval/f1"`` of the second, as in GLUE;
     ``{"eval/pearson", "eval/spearman"}`` for regression. Classes go to the ``report``, if any."""
-    predictions = held_out_predictions(config, prepared)
     if len(prepared.label_names) == 2:
         log.info("eval/f1 is the F1 of the class %r", prepared.label_names[1])
 
-    def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        batches = list(predictions(snapshot))
-        if not batches:
+    def read(_: Snapshot, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, float]:
+        kept = [(batch["predicted"], batch["labels"]) for batch in batches]
+        if not kept:
             return {}
-        predicted, labels = (
-            np.concatenate([batch[name] for batch in batches]) for name in ("predicted", "labels")
-        )
+        predicted, labels = map(np.concatenate, zip(*kept, strict=True))
         if prepared.label_names:
             return _class_scores(predicted, labels, prepared.label_names, report)
         from scipy.stats import rankdata  # slow to import
@@ -52,7 +48,7 @@ def classification_evaluator(
             "eval/spearman": pearson(rankdata(predicted), rankdata(labels)),
         }
 
-    return evaluate
+    return read
 
 
 def _class_scores(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from flax_transformers.data.dataset import Dataset
 from flax_transformers.data.pipeline.examples import Examples, Subset
 from flax_transformers.data.pipeline.loader import ordered_batches
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation.predictions import without_padding
 from flax_transformers.monitoring.metrics import Accumulator, fetched_one_behind
 from flax_transformers.objectives.base import Objective, Vocabulary
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
@@ -22,13 +24,30 @@ EVALUATION_SEED = 0
 """Seed of masks in evaluation. It is the same for every run, so that their scores compare."""
 
 
-def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
+Reader = Callable[[Snapshot, Iterator[dict[str, np.ndarray]]], dict[str, float]]
+"""Scores of a snapshot, by name, of its predictions for held-out rows, batch by batch.
+
+The arrays are those of the objective's ``predict``, and ``example_id`` int32 [B]. Padding rows of
+the last batch are left out. Every host gets the rows of all hosts.
+"""
+
+
+def held_out_evaluator(
+    config: TrainConfig,
+    prepared: Dataset,
+    readers: Mapping[str, Reader] | None = None,
+    prediction_step: Callable[[Snapshot], Callable[..., Any]] | None = None,
+) -> Evaluator:
     """A function that scores a snapshot on the validation split, as ``{"eval/loss": ...}``.
 
     In a mixture each component is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the
     last batch is padded with rows of weight zero, and all processes get the same scores.
+
+    ``readers``, by component (data without components: ""), add scores of the predictions of
+    ``prediction_step``, a compiled `scored_prediction_step`: data and model run once for both.
     """
     settings, objective = config.evaluation, config.objective
+    readers = readers or {}
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         check_batch_size(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
@@ -39,21 +58,40 @@ def held_out_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
         def score(local: dict[str, np.ndarray]) -> Any:
             local.pop("example_id")
             batch = place_rows(local, rows, sharding, settings.batch_size)
-            return snapshot.evaluation_step(snapshot.params, batch)
+            return snapshot.evaluation_step(snapshot.params, batch), {}
+
+        def score_and_predict(local: dict[str, np.ndarray]) -> Any:
+            assert prediction_step is not None
+            local["example_id"] = local["example_id"].astype(np.int32)
+            batch = place_rows(local, rows, sharding, settings.batch_size)
+            return prediction_step(snapshot)(snapshot.params, batch)
+
+        def predictions(part: str, examples: Examples, totals: Accumulator) -> Iterator[Any]:
+            step = score_and_predict if part in readers else score
+            batches = scored_batches(config, examples, objective, prepared.vocabulary, length, rows)
+            for sums, predicted in fetched_one_behind(map(step, batches)):
+                totals.add(sums)
+                whole.add(sums)
+                yield predicted
 
         whole = Accumulator()
         found: dict[str, float] = {}
         for part, examples in _held_out_parts(objective, prepared, length):
             totals = Accumulator()
-            batches = scored_batches(config, examples, objective, prepared.vocabulary, length, rows)
-            for sums in fetched_one_behind(map(score, batches)):
-                totals.add(sums)
-                whole.add(sums)
+            rest = predictions(part, examples, totals)
+            read = readers[part](snapshot, map(without_padding, rest)) if part in readers else {}
+            collections.deque(rest, maxlen=0)  # sums of batches that no reader asked for
             if part:
                 found |= {f"eval/{name}_{part}": mean for name, mean in totals.means().items()}
+            found |= {of_component(name, part): score for name, score in read.items()}
         return {f"eval/{name}": mean for name, mean in whole.means().items()} | found
 
     return evaluate
+
+
+def of_component(metric: str, name: str) -> str:
+    """The name of a metric of a component, which data without components do not have."""
+    return f"{metric}_{name}" if name else metric
 
 
 def evaluation_batches(

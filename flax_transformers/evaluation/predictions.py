@@ -8,13 +8,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_transformers.data.dataset import Dataset
-from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.monitoring.metrics import fetched_one_behind
+from flax_transformers.monitoring.throughput import Sums
 from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
+from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
 from flax_transformers.training.callbacks import Snapshot
-from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import compile_evaluation_step
 
 T = TypeVar("T")
@@ -26,30 +25,6 @@ class Predicts(Objective, Protocol):
 
     def predict(self, model: ModelFunctions, params: Params, batch: Batch) -> dict[str, Array]:
         """Predictions and references for each row of a batch, arrays [B, ...] by name."""
-
-
-Predictions = Callable[[Snapshot], Iterator[dict[str, np.ndarray]]]
-
-
-def held_out_predictions(config: TrainConfig, prepared: Dataset) -> Predictions:
-    """A function of a snapshot that yields its predictions for held-out rows, batch by batch.
-
-    The arrays are those of the objective's ``predict``, and ``example_id`` int32 [B]. Padding rows
-    of the last batch are left out. Every host gets the rows of all hosts.
-    """
-    objective = config.objective
-    if not isinstance(objective, Predicts):
-        raise TypeError(f"{type(objective).__name__} has no predict")
-    size = config.evaluation.batch_size
-    compiled = once_per_mesh(lambda s: prediction_step(objective, s.functions, s.params, s.mesh))
-
-    def predict(snapshot: Snapshot) -> Iterator[dict[str, np.ndarray]]:
-        rows = rows_of_host(snapshot.mesh, size)
-        batches = held_out_batches(config, prepared, snapshot.phase.sequence_length, rows)
-        step = compiled(snapshot)
-        yield from predicted(step, snapshot.params, batches, snapshot.mesh, size)
-
-    return predict
 
 
 def once_per_mesh(compiled: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
@@ -77,10 +52,31 @@ def prediction_step(
     """The compiled ``predict`` of an objective, ``(params, batch)``; it keeps ``example_id``."""
 
     def prediction_step(params: Params, batch: Batch) -> dict[str, Array]:
-        found = objective.predict(functions, params, batch)
-        return {**found, "example_id": batch["example_id"]}
+        return _predictions(objective, functions, params, batch)
 
-    return compile_evaluation_step(prediction_step, params, mesh)
+    return compiled_together(compile_evaluation_step(prediction_step, params, mesh))
+
+
+def scored_prediction_step(
+    objective: Predicts, functions: ModelFunctions
+) -> Callable[[Params, Batch], tuple[Sums, dict[str, Array]]]:
+    """The metric sums of an objective and its predictions, not yet compiled.
+
+    One program, so that the compiler runs the model once for both.
+    """
+
+    def scored_prediction_step(params: Params, batch: Batch) -> tuple[Sums, dict[str, Array]]:
+        sums = objective.terms(functions, params, batch, {}).metrics
+        return sums, _predictions(objective, functions, params, batch)
+
+    return scored_prediction_step
+
+
+def _predictions(
+    objective: Predicts, functions: ModelFunctions, params: Params, batch: Batch
+) -> dict[str, Array]:
+    found = objective.predict(functions, params, batch)
+    return {**found, "example_id": batch["example_id"]}
 
 
 def predicted(
@@ -98,6 +94,10 @@ def predicted(
         local["example_id"] = local["example_id"].astype(np.int32)
         return step(params, place_rows(local, rows, sharding, batch_size))
 
-    for found in fetched_one_behind(map(dispatch, batches)):
-        real = found["example_id"] >= 0
-        yield {name: np.asarray(values)[real] for name, values in found.items()}
+    yield from map(without_padding, fetched_one_behind(map(dispatch, batches)))
+
+
+def without_padding(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions of a batch without rows whose ``example_id`` is negative."""
+    real = found["example_id"] >= 0
+    return {name: np.asarray(values)[real] for name, values in found.items()}

@@ -11,7 +11,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -24,10 +24,10 @@ from flax_transformers.data.sources.documents import Document
 from flax_transformers.data.sources.squad import Question, question_of_record
 from flax_transformers.data.tokenizers.load import Tokenizer
 from flax_transformers.evaluation.baselines import Baseline
-from flax_transformers.evaluation.predictions import held_out_predictions
+from flax_transformers.evaluation.held_out import Reader
 from flax_transformers.objectives.question_answering import QuestionAnswering
 from flax_transformers.storage.workdir import write_side_file
-from flax_transformers.training.callbacks import Evaluator, Snapshot
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -43,25 +43,24 @@ class Span:
     last: int
 
 
-def question_evaluator(
+def question_reader(
     config: TrainConfig, prepared: PreparedText, folder: epath.Path | None
-) -> Evaluator:
-    """A function of a snapshot: ``{"eval/exact_match", "eval/f1"}`` of held-out questions, and the
+) -> Reader:
+    """A reader of predictions: ``{"eval/exact_match", "eval/f1"}`` of held-out questions, and the
     scores of `answer_scores` if some of them have no answer.
 
     The best answers to each question are written to ``step_....json`` in ``folder``.
     """
     objective = config.objective
     assert isinstance(objective, QuestionAnswering)
-    predictions = held_out_predictions(config, prepared)
 
-    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+    def read(snapshot: Snapshot, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, float]:
         spec = objective.window_spec(snapshot.phase.sequence_length)
         examples = prepared.examples("validation", spec)
         assert isinstance(examples, LabelledExamples)
-        store, found = examples.store, predictions(snapshot)
+        store = examples.store
         questions = functools.cache(lambda document: question_of_record(store.record(document)))
-        answered = best_answers(found, examples, objective, questions, prepared.tokenizer)
+        answered = best_answers(batches, examples, objective, questions, prepared.tokenizer)
         best_answers_by_id = {
             questions(document).name or str(document): [
                 {"text": one.text, "score": one.score} for one in best
@@ -79,7 +78,7 @@ def question_evaluator(
         ]
         return {f"eval/{name}": score for name, score in answer_scores(scored).items()}
 
-    return evaluate
+    return read
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,31 +11,30 @@ from flax_transformers.data.pipeline.labelled_examples import LabelledExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.evaluation.baselines import Baseline, majority_class
 from flax_transformers.evaluation.class_report import ClassReport, confusion_matrix
-from flax_transformers.evaluation.predictions import held_out_predictions
-from flax_transformers.training.callbacks import Evaluator, Snapshot
+from flax_transformers.evaluation.held_out import Reader
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 
 Entity = tuple[str, int, int]
 """Type, index of the first word, and index after the last word."""
 
 
-def entity_evaluator(
+def entity_reader(
     config: TrainConfig, prepared: PreparedText, report: ClassReport | None = None
-) -> Evaluator:
-    """A function of a snapshot: ``{"eval/entity_f1", "eval/entity_precision",
+) -> Reader | None:
+    """A reader of predictions: ``{"eval/entity_f1", "eval/entity_precision",
     "eval/entity_recall"}`` over all held-out sentences, for IOB2 tags; nothing for other tags. The
-    tags of words go to the ``report``, if any.
+    tags of words go to the ``report``, if any. None if there is nothing to read them for.
     """
     names = prepared.label_names
     if not is_iob2(names) and report is None:
-        return lambda _: {}
-    predictions = held_out_predictions(config, prepared)
+        return None
 
-    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+    def read(snapshot: Snapshot, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, float]:
         spec = config.objective.window_spec(snapshot.phase.sequence_length)
         examples = prepared.examples("validation", spec)
         assert isinstance(examples, LabelledExamples)
-        tags = tagged_words(predictions(snapshot), examples).values()
+        tags = tagged_words(batches, examples).values()
         if report is not None:
             ours, theirs = (
                 np.array([tag for sentence in tags for tag in sentence[side]], np.int64)
@@ -51,7 +50,7 @@ def entity_evaluator(
             f"eval/entity_{name}": score for name, score in entity_scores(guessed, true).items()
         }
 
-    return evaluate
+    return read
 
 
 def tagged_words(

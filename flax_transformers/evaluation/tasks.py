@@ -6,7 +6,7 @@ An objective of the user's own may add one. Without an entry it has its own held
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,14 +28,15 @@ from flax_transformers.evaluation.baselines import (
     target_token_baselines,
 )
 from flax_transformers.evaluation.class_report import ClassReport
-from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval_evaluator
+from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval
 from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
 from flax_transformers.evaluation.features.probes import probe_evaluator
-from flax_transformers.evaluation.held_out import held_out_evaluator
-from flax_transformers.evaluation.question_answering import question_baselines, question_evaluator
+from flax_transformers.evaluation.held_out import Reader, held_out_evaluator, of_component
+from flax_transformers.evaluation.predictions import once_per_mesh, scored_prediction_step
+from flax_transformers.evaluation.question_answering import question_baselines, question_reader
 from flax_transformers.evaluation.samples import answered_samples, continued_samples, filled_samples
 from flax_transformers.evaluation.scoring.choices import choice_baselines
-from flax_transformers.evaluation.tagging import entity_evaluator, tagging_baselines
+from flax_transformers.evaluation.tagging import entity_reader, tagging_baselines
 from flax_transformers.evaluation.translation import translation_evaluator
 from flax_transformers.multiple_choice.objective import MultipleChoice
 from flax_transformers.objectives.base import Objective
@@ -53,12 +54,14 @@ from flax_transformers.objectives.sequence_to_sequence import SequenceToSequence
 from flax_transformers.objectives.sequences import SequenceLoss
 from flax_transformers.objectives.token_classification import TokenClassification
 from flax_transformers.objectives.videos import MaskedVideo, VideoClassification
+from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.post_training.reinforcement.held_out_rewards import reward_evaluator
 from flax_transformers.post_training.reinforcement.policy import PolicyObjective
 from flax_transformers.post_training.reinforcement.rollouts import Scorers
 from flax_transformers.storage.workdir import write_side_file
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.step import compile_evaluation_step
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,19 @@ Sets = Sequence[tuple[str, Dataset]]
 class Task:
     """How a run with an objective is evaluated.
 
-    ``baselines(config, data)`` scores guesses without a model. ``evaluators(run)`` gives functions
-    of a snapshot that return scores, or write files. ``held_out(run)`` is another, for the data as
-    a whole: the objective's own metrics. ``sample(run)`` gives a function of a snapshot
-    that returns held-out text with the model's output as plain text.
+    ``baselines(config, data)`` scores guesses without a model. ``reader(run)`` gives scores of the
+    predictions of an objective that `Predicts`, or None; they are made with its own metrics, in one
+    pass. ``evaluators(run)`` gives functions of a snapshot that return scores, or write files.
+    ``held_out(run)``, for the data as a whole, replaces the objective's own metrics.
+    ``sample(run)`` gives a function of a snapshot that returns held-out text with the model's
+    output as plain text.
     """
 
     baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
+    reader: Callable[[EvaluatedRun], Reader | None] | None = None
     evaluators: Callable[[EvaluatedRun], list[Evaluator]] | None = None
     sample: Callable[[EvaluatedRun], Sample] | None = None
-    held_out: Callable[[EvaluatedRun], Evaluator] = lambda run: held_out_evaluator(
-        run.config, run.prepared
-    )
+    held_out: Callable[[EvaluatedRun], Evaluator] | None = None
 
 
 _TRANSLATION_METRICS = ("bleu", "chrf", "rouge")
@@ -125,20 +129,18 @@ def _reconstruction(run: EvaluatedRun) -> list[Evaluator]:
     return [reconstructions.reconstruction_evaluator(run.config, run.prepared, run.workdir)]
 
 
-def _classes(run: EvaluatedRun) -> list[Evaluator]:
-    return [classification.classification_evaluator(run.config, run.prepared, run.report)]
+def _classes(run: EvaluatedRun) -> Reader:
+    return classification.classification_reader(run.prepared, run.report)
 
 
-def _images(run: EvaluatedRun) -> list[Evaluator]:
-    """Nothing without a report: another pass over all images would give two more scores."""
-    return [] if run.report is None else _classes(run)
+def _image_classes(run: EvaluatedRun) -> Reader | None:
+    return _classes(run) if run.prepared.label_names else None
 
 
-def _pairs(run: EvaluatedRun) -> list[Evaluator]:
-    found, prepared = [retrieval_evaluator(run.config, run.prepared)], run.prepared
-    if isinstance(prepared, PreparedPairs) and prepared.labelled is not None:
-        found.append(zero_shot_evaluator(run.config, prepared))
-    return found
+def _zero_shot(run: EvaluatedRun) -> list[Evaluator]:
+    if isinstance(run.prepared, PreparedPairs) and run.prepared.labelled is not None:
+        return [zero_shot_evaluator(run.config, run.prepared)]
+    return []
 
 
 def _answered(run: EvaluatedRun) -> Sample:
@@ -155,24 +157,24 @@ TASKS: dict[type, Task] = {
         sample=lambda run: continued_samples(run.config, run.prepared, run.model),
     ),
     SequenceLoss: Task(target_token_baselines, sample=_answered),
-    SequenceToSequence: Task(target_token_baselines, _translation, _answered),
+    SequenceToSequence: Task(target_token_baselines, evaluators=_translation, sample=_answered),
     SequenceClassification: Task(classification.classification_baselines, _classes),
     TokenClassification: Task(
-        tagging_baselines, lambda run: [entity_evaluator(run.config, run.prepared, run.report)]
+        tagging_baselines, lambda run: entity_reader(run.config, run.prepared, run.report)
     ),
     QuestionAnswering: Task(
         question_baselines,
-        lambda run: [question_evaluator(run.config, run.prepared, run.predictions)],
+        lambda run: question_reader(run.config, run.prepared, run.predictions),
     ),
     MultipleChoice: Task(choice_baselines),
-    ImageClassification: Task(classification.image_baselines, _images),
-    MaskedImage: Task(reconstructions.reconstruction_baselines, _reconstruction),
+    ImageClassification: Task(classification.image_baselines, _image_classes),
+    MaskedImage: Task(reconstructions.reconstruction_baselines, evaluators=_reconstruction),
     MaskedVideo: Task(),
     VideoClassification: Task(),
     PolicyObjective: Task(
         held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model, run.scorers)
     ),
-    ImageTextContrastive: Task(pair_baselines, _pairs),
+    ImageTextContrastive: Task(pair_baselines, lambda run: retrieval, _zero_shot),
 }
 
 
@@ -221,21 +223,24 @@ def evaluators(
     whole = EvaluatedRun(
         config, prepared, model, workdir, scorers={} if scorers is None else scorers
     )
-    chosen = [task.held_out(whole)]
+    held_out = _held_out(task, config.objective)
+
+    def part_of_run(name: str, part: Dataset) -> EvaluatedRun:
+        return replace(whole, prepared=part, part=name, report=report and report.of_part(name))
+
+    parts = {name: part_of_run(name, part) for name, part in _held_out_parts(prepared)}
+    chosen = [held_out(whole, parts)]
     samples: list[tuple[str, Sample]] = []
-    for name, part in _held_out_parts(prepared):
-        of_part = report and report.of_part(name)
-        run = replace(whole, prepared=part, part=name, report=of_part)
+    for name, run in parts.items():
         for evaluate in task.evaluators(run) if task.evaluators else ():
-            chosen.append(_renamed(evaluate, partial(_of_part, name=name)))
+            chosen.append(_renamed(evaluate, partial(of_component, name=name)))
         if task.sample is not None:
             samples.append((name, task.sample(run)))
     for name, part in sets:
-        of_part = report and report.of_part(name)
-        run = replace(whole, prepared=part, part=name, report=of_part)
+        run = part_of_run(name, part)
         own = task.evaluators(run) if task.evaluators else []
         of_this = partial(of_set, name=name)
-        chosen += [_renamed(one, of_this) for one in (task.held_out(run), *own)]
+        chosen += [_renamed(one, of_this) for one in (held_out(run, {"": run}), *own)]
     if config.evaluation.probes:
         chosen.append(probe_evaluator(config, prepared, model, sets))
     if workdir is not None and samples:
@@ -248,9 +253,25 @@ def _held_out_parts(prepared: Dataset) -> list[tuple[str, Dataset]]:
     return [(name, part) for name, part in parts if part.held_out_fingerprint is not None]
 
 
-def _of_part(metric: str, name: str) -> str:
-    """The name of a metric of a component, which data without components do not have."""
-    return f"{metric}_{name}" if name else metric
+def _held_out(
+    task: Task, objective: Any
+) -> Callable[[EvaluatedRun, Mapping[str, EvaluatedRun]], Evaluator]:
+    """A function of a run and its parts by name: its evaluator on the data as a whole."""
+
+    def compiled(snapshot: Snapshot) -> Callable[..., Any]:
+        step = scored_prediction_step(objective, snapshot.functions)
+        return compiled_together(compile_evaluation_step(step, snapshot.params, snapshot.mesh))
+
+    step = once_per_mesh(compiled)
+
+    def held_out(run: EvaluatedRun, parts: Mapping[str, EvaluatedRun]) -> Evaluator:
+        if task.held_out is not None:
+            return task.held_out(run)
+        readers = {name: task.reader(part) for name, part in parts.items()} if task.reader else {}
+        read = {name: reader for name, reader in readers.items() if reader is not None}
+        return held_out_evaluator(run.config, run.prepared, read, step)
+
+    return held_out
 
 
 def _renamed(evaluate: Evaluator, rename: Callable[[str], str]) -> Evaluator:

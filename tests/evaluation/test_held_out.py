@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
 import jax
@@ -16,18 +17,28 @@ from flax_transformers.data.pipeline.text_examples import TextExamples
 from flax_transformers.data.prepare.text import PreparedText
 from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
+from flax_transformers.evaluation import held_out
 from flax_transformers.evaluation.held_out import (
     evenly_spread,
     held_out_batches,
     held_out_evaluator,
 )
+from flax_transformers.evaluation.predictions import scored_prediction_step
+from flax_transformers.huggingface.family import build_model
+from flax_transformers.models.config import ComputeConfig
 from flax_transformers.models.outputs import HiddenStates
 from flax_transformers.objectives.base import LossTerms, ModelFunctions, ModelNeeds, WindowSpec
+from flax_transformers.objectives.sequence_classification import SequenceClassification
 from flax_transformers.parallel.mesh import MeshConfig, make_mesh
-from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.testing import tiny_bert, tiny_config, write_corpus
 from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import Evaluation, Phase
-from flax_transformers.training.step import compile_evaluation_step, make_evaluation_step
+from flax_transformers.training.step import (
+    compile_evaluation_step,
+    make_evaluation_step,
+    model_functions,
+)
+from tests.huggingface.tensors import drawn_parameters, parameter_shapes
 
 LENGTH = 32
 
@@ -197,3 +208,74 @@ def test_without_held_out_text_there_are_no_scores(prepared):
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(prepared):
     with pytest.raises(UserError, match="batch_size 5 does not divide over mesh data=2 and"):
         score(prepared, (2, 1, 1), batch_size=5)
+
+
+class PredictedShares(Shares):
+    """As `Shares`, with the counts of each window as predictions."""
+
+    def predict(self, model, params, batch):
+        return {"counts": model.hidden_states(params, batch, {}).last_hidden_state}
+
+
+@pytest.mark.parametrize("asked", ["all", "first batch", "none"])
+def test_a_reader_gets_each_example_once_in_the_pass_that_gives_the_metrics(
+    prepared, monkeypatch, asked
+):
+    objective = PredictedShares()
+    config = tiny_config(
+        "text.txt", "store", objective=objective, evaluation=Evaluation(0, batch_size=8)
+    )
+    expected, count = by_hand(prepared)
+    passes, read = [], []
+
+    def counted(*arguments):
+        passes.append(arguments)
+        return batches(*arguments)
+
+    batches = held_out.scored_batches
+    monkeypatch.setattr(held_out, "scored_batches", counted)
+
+    def reader(snapshot, rows):
+        limit = {"all": None, "first batch": 1, "none": 0}[asked]
+        read.extend(itertools.islice(rows, limit))
+        return {"eval/batches": float(len(read))}
+
+    mesh = make_mesh(MeshConfig(data=8))
+    params = jax.device_put({"one": jnp.ones(())}, jax.NamedSharding(mesh, jax.P()))
+    snapshot = Snapshot(7, params, Phase(1, LENGTH, 8), mesh, FUNCTIONS, None)
+    both = scored_prediction_step(objective, FUNCTIONS)
+    with jax.set_mesh(mesh):
+        step = compile_evaluation_step(both, params, mesh)
+        found = held_out_evaluator(config, prepared, {"": reader}, lambda _: step)(snapshot)
+    assert len(passes) == 1
+    assert found["eval/e"] == pytest.approx(expected, rel=1e-6)
+    number = -(-count // 8)
+    assert found["eval/batches"] == {"all": number, "first batch": 1, "none": 0}[asked]
+    if asked == "all":
+        ids = np.concatenate([batch["example_id"] for batch in read])
+        np.testing.assert_array_equal(ids, np.arange(count))
+        totals = np.concatenate([batch["counts"] for batch in read]).sum(axis=0)
+        assert totals[1] / totals[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_and_predictions_run_the_model_once():
+    config = tiny_bert(architecture="BertForSequenceClassification", num_labels=3)
+    model = build_model(config, ComputeConfig())
+    functions = model_functions(model)
+    params = drawn_parameters(model, parameter_shapes(model))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    ids = np.ones((4, 16), np.int32)
+    batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
+    batch |= {"labels": np.zeros(4, np.int32), "weights": np.ones(4, np.float32)}
+    batch |= {"truncated": np.zeros(4, np.float32), "example_id": np.arange(4, dtype=np.int32)}
+    objective = SequenceClassification()
+    steps = (make_evaluation_step, scored_prediction_step)
+    with jax.set_mesh(mesh):
+        compiled = [
+            compile_evaluation_step(step(objective, functions), params, mesh) for step in steps
+        ]
+        alone, together = (
+            step.lower(params, batch).compile().cost_analysis()["flops"] for step in compiled
+        )
+    assert together < 1.01 * alone

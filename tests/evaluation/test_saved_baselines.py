@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
@@ -17,9 +19,14 @@ from flax_transformers.data.tokenizers.load import TokenizerConfig
 from flax_transformers.evaluation import saved_baselines
 from flax_transformers.evaluation.saved_baselines import BASELINES, baselines_of_run, keep_baselines
 from flax_transformers.evaluation.tasks import baselines, evaluators
+from flax_transformers.models.outputs import HiddenStates
+from flax_transformers.objectives.base import ModelFunctions
 from flax_transformers.objectives.masked_lm import MaskedLM
 from flax_transformers.objectives.sequence_classification import SequenceClassification
+from flax_transformers.parallel.mesh import MeshConfig, make_mesh
 from flax_transformers.testing import tiny_config, write_corpus
+from flax_transformers.training.callbacks import Snapshot
+from flax_transformers.training.config import Phase
 
 
 @pytest.fixture
@@ -106,4 +113,22 @@ def test_each_component_of_a_mixture_has_its_own_baselines_and_scores(tmp_path):
         "eval/accuracy_de": (2 / 3, 6),
         "eval/accuracy_en": (2 / 3, 6),
     }
-    assert len(evaluators(config, prepared, None, None)) == 3  # the losses, and macro F1 of each
+    assert len(evaluators(config, prepared, None, None)) == 1  # also reads the classes of each
+
+    def classify(name, params, rngs, hidden, ids, mask):
+        return jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(ids), 2))  # always "a"
+
+    functions = ModelFunctions(
+        hidden_states=lambda params, batch, rngs: HiddenStates(batch["input_ids"]),
+        unembedding=None,
+        head=classify,
+    )
+    mesh = make_mesh(MeshConfig(data=8))
+    phase = Phase(1, 32, 8)
+    (score,) = evaluators(config, prepared, None, None)
+    with jax.set_mesh(mesh):
+        scores = score(Snapshot(1, {}, phase, mesh, functions, None))
+    assert scores["eval/accuracy"] == pytest.approx(6 / 12)
+    for name, share in (("de", 4 / 6), ("en", 2 / 6)):
+        assert scores[f"eval/accuracy_{name}"] == pytest.approx(share)
+        assert scores[f"eval/macro_f1_{name}"] == pytest.approx(share / (share + 1))

@@ -10,40 +10,33 @@ import numpy as np
 from flax_transformers.data.base import Dataset
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import evenly_spread
-from flax_transformers.evaluation.predictions import held_out_predictions
 from flax_transformers.objectives.contrastive import ImageTextContrastive
-from flax_transformers.training.callbacks import Evaluator, Snapshot
+from flax_transformers.training.callbacks import Snapshot
 from flax_transformers.training.config import TrainConfig
 
 TOPS = (1, 5, 10)
 _ROWS = 1024  # of similarities at once
 
 
-def retrieval_evaluator(config: TrainConfig, prepared: Dataset) -> Evaluator:
-    """A function of a snapshot: recall at 1, 5 and 10 in both directions, as
+def retrieval(snapshot: Snapshot, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, float]:
+    """A reader of predictions: recall at 1, 5 and 10 in both directions, as
     ``"eval/image_to_text_recall_at_1"`` and ``"eval/text_to_image_recall_at_1"``.
 
     The candidates are all held-out images and all different held-out texts. Equal texts count as
     one, which belongs to several images.
     """
-    predictions = held_out_predictions(config, prepared)
-
-    def evaluate(snapshot: Snapshot) -> dict[str, float]:
-        batches = list(predictions(snapshot))
-        if not batches:
-            return {}
-        image_NE, text_NE, ids = (
-            np.concatenate([batch[name] for batch in batches])
-            for name in ("image", "text", "input_ids")
-        )
-        _, first, text_of_image = np.unique(ids, axis=0, return_index=True, return_inverse=True)
-        text_UE, text_of_image = text_NE[first], text_of_image.reshape(-1)
-        texts = np.arange(len(text_UE))
-        return recalls("eval/image_to_text", image_NE, text_UE, text_of_image, texts) | (
-            recalls("eval/text_to_image", text_UE, image_NE, texts, text_of_image)
-        )
-
-    return evaluate
+    every = list(batches)
+    if not every:
+        return {}
+    image_NE, text_NE, ids = (
+        np.concatenate([batch[name] for batch in every]) for name in ("image", "text", "input_ids")
+    )
+    _, first, text_of_image = np.unique(ids, axis=0, return_index=True, return_inverse=True)
+    text_UE, text_of_image = text_NE[first], text_of_image.reshape(-1)
+    texts = np.arange(len(text_UE))
+    return recalls("eval/image_to_text", image_NE, text_UE, text_of_image, texts) | (
+        recalls("eval/text_to_image", text_UE, image_NE, texts, text_of_image)
+    )
 
 
 def recalls(
