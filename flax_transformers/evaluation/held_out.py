@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,22 +32,30 @@ the last batch are left out. Every host gets the rows of all hosts.
 """
 
 
+@dataclass(frozen=True)
+class Readers:
+    """Readers by component (data without components: ""), and what makes the predictions."""
+
+    by_part: Mapping[str, Reader]
+    step_of: Callable[[Snapshot], Any]
+    """Gives the compiled `scored_prediction_step` of a snapshot."""
+
+
 def held_out_evaluator(
     config: TrainConfig,
     prepared: Dataset,
-    readers: Mapping[str, Reader] | None = None,
-    prediction_step: Callable[[Snapshot], Callable[..., Any]] | None = None,
+    readers: Readers | None = None,
 ) -> Evaluator:
     """A function that scores a snapshot on the validation split, as ``{"eval/loss": ...}``.
 
     In a mixture each component is also scored by itself, ``"eval/loss_NAME"``. Masks are fixed, the
     last batch is padded with rows of weight zero, and all processes get the same scores.
 
-    ``readers``, by component (data without components: ""), add scores of the predictions of
-    ``prediction_step``, a compiled `scored_prediction_step`: data and model run once for both.
+    ``readers`` add scores of the predictions, for which data and model are not run again.
     """
     settings, objective = config.evaluation, config.objective
-    readers = readers or {}
+    readers = readers or Readers({}, lambda snapshot: None)
+    by_part = readers.by_part
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         check_batch_size(settings.batch_size, 1, snapshot.mesh, name="evaluation.batch_size")
@@ -61,13 +69,12 @@ def held_out_evaluator(
             return snapshot.evaluation_step(snapshot.params, batch), {}
 
         def score_and_predict(local: dict[str, np.ndarray]) -> Any:
-            assert prediction_step is not None
             local["example_id"] = local["example_id"].astype(np.int32)
             batch = place_rows(local, rows, sharding, settings.batch_size)
-            return prediction_step(snapshot)(snapshot.params, batch)
+            return readers.step_of(snapshot)(snapshot.params, batch)
 
         def predictions(part: str, examples: Examples, totals: Accumulator) -> Iterator[Any]:
-            step = score_and_predict if part in readers else score
+            step = score_and_predict if part in by_part else score
             batches = scored_batches(config, examples, objective, prepared.vocabulary, length, rows)
             for sums, predicted in fetched_one_behind(map(step, batches)):
                 totals.add(sums)
@@ -79,8 +86,9 @@ def held_out_evaluator(
         for part, examples in _held_out_parts(objective, prepared, length):
             totals = Accumulator()
             rest = predictions(part, examples, totals)
-            read = readers[part](snapshot, map(without_padding, rest)) if part in readers else {}
-            collections.deque(rest, maxlen=0)  # sums of batches that no reader asked for
+            read = by_part[part](snapshot, map(without_padding, rest)) if part in by_part else {}
+            for _ in rest:  # the metrics need all batches, also those that a reader left
+                pass
             if part:
                 found |= {f"eval/{name}_{part}": mean for name, mean in totals.means().items()}
             found |= {of_component(name, part): score for name, score in read.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -10,7 +11,14 @@ from jax.sharding import Mesh
 
 from flax_transformers.monitoring.metrics import fetched_one_behind
 from flax_transformers.monitoring.throughput import Sums
-from flax_transformers.objectives.base import Array, Batch, ModelFunctions, Objective, Params
+from flax_transformers.objectives.base import (
+    Array,
+    Batch,
+    ModelFunctions,
+    Objective,
+    Params,
+    Rngs,
+)
 from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.parallel.rules import batch_sharding, check_batch_size, host_rows, place_rows
 from flax_transformers.training.callbacks import Snapshot
@@ -27,16 +35,17 @@ class Predicts(Objective, Protocol):
         """Predictions and references for each row of a batch, arrays [B, ...] by name."""
 
 
-def once_per_mesh(compiled: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
-    """``compiled``, called for the first snapshot on each mesh only."""
-    found: dict[Mesh, T] = {}
+def once_per_shape(compiled: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
+    """``compiled``, called for the first snapshot of each mesh and sequence length only."""
+    found: dict[tuple[Mesh, int], T] = {}
 
-    def of_mesh(snapshot: Snapshot) -> T:
-        if snapshot.mesh not in found:
-            found[snapshot.mesh] = compiled(snapshot)
-        return found[snapshot.mesh]
+    def of_shape(snapshot: Snapshot) -> T:
+        key = snapshot.mesh, snapshot.phase.sequence_length
+        if key not in found:
+            found[key] = compiled(snapshot)
+        return found[key]
 
-    return of_mesh
+    return of_shape
 
 
 def rows_of_host(mesh: Mesh, batch_size: int, name: str = "evaluation.batch_size") -> np.ndarray:
@@ -62,14 +71,32 @@ def scored_prediction_step(
 ) -> Callable[[Params, Batch], tuple[Sums, dict[str, Array]]]:
     """The metric sums of an objective and its predictions, not yet compiled.
 
-    One program, so that the compiler runs the model once for both.
+    The model is run once for both, where it reads the batch as it is; elsewhere if the compiler
+    finds the two passes to be equal, which it does not on meshes over which parameters are divided.
     """
 
     def scored_prediction_step(params: Params, batch: Batch) -> tuple[Sums, dict[str, Array]]:
-        sums = objective.terms(functions, params, batch, {}).metrics
-        return sums, _predictions(objective, functions, params, batch)
+        once = _with_shared_states(functions)
+        sums = objective.terms(once, params, batch, {}).metrics
+        return sums, _predictions(objective, once, params, batch)
 
     return scored_prediction_step
+
+
+def _with_shared_states(functions: ModelFunctions) -> ModelFunctions:
+    """``functions`` that compute the hidden states of the same batch once, without dropout."""
+    known: list[tuple[Params, Batch, Any]] = []
+
+    def hidden_states(params: Params, batch: Batch, rngs: Rngs) -> Any:
+        for known_params, known_batch, states in known:
+            if known_params is params and known_batch is batch and not rngs:
+                return states
+        states = functions.hidden_states(params, batch, rngs)
+        if not rngs:
+            known.append((params, batch, states))
+        return states
+
+    return replace(functions, hidden_states=hidden_states)
 
 
 def _predictions(

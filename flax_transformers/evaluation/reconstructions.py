@@ -17,7 +17,7 @@ from flax_transformers.data.pipeline.loader import TrainStream
 from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.held_out import held_out_batches
 from flax_transformers.evaluation.pictures import picture_grid, write_png
-from flax_transformers.evaluation.predictions import once_per_mesh
+from flax_transformers.evaluation.predictions import once_per_shape
 from flax_transformers.families.mae import NORM_PIX_EPS, MaeConfig, hide_patches, patch_targets
 from flax_transformers.objectives.base import Batch, Params
 from flax_transformers.objectives.masked_image import MaskedImage, mask_noise
@@ -49,7 +49,7 @@ def reconstruction_evaluator(
 
         return compile_evaluation_step(paint, snapshot.params, snapshot.mesh)
 
-    compiled = once_per_mesh(painter)
+    compiled = once_per_shape(painter)
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         size = config.evaluation.batch_size

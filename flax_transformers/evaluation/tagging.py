@@ -24,7 +24,7 @@ def entity_reader(
 ) -> Reader | None:
     """A reader of predictions: ``{"eval/entity_f1", "eval/entity_precision",
     "eval/entity_recall"}`` over all held-out sentences, for IOB2 tags; nothing for other tags. The
-    tags of words go to the ``report``, if any. None if there is nothing to read them for.
+    tags of words go to the ``report``, if any. None for other tags without a report.
     """
     names = prepared.label_names
     if not is_iob2(names) and report is None:

@@ -31,8 +31,13 @@ from flax_transformers.evaluation.class_report import ClassReport
 from flax_transformers.evaluation.contrastive.retrieval import pair_baselines, retrieval
 from flax_transformers.evaluation.contrastive.zero_shot import zero_shot_evaluator
 from flax_transformers.evaluation.features.probes import probe_evaluator
-from flax_transformers.evaluation.held_out import Reader, held_out_evaluator, of_component
-from flax_transformers.evaluation.predictions import once_per_mesh, scored_prediction_step
+from flax_transformers.evaluation.held_out import (
+    Reader,
+    Readers,
+    held_out_evaluator,
+    of_component,
+)
+from flax_transformers.evaluation.predictions import once_per_shape, scored_prediction_step
 from flax_transformers.evaluation.question_answering import question_baselines, question_reader
 from flax_transformers.evaluation.samples import answered_samples, continued_samples, filled_samples
 from flax_transformers.evaluation.scoring.choices import choice_baselines
@@ -96,19 +101,19 @@ Sets = Sequence[tuple[str, Dataset]]
 class Task:
     """How a run with an objective is evaluated.
 
-    ``baselines(config, data)`` scores guesses without a model. ``reader(run)`` gives scores of the
-    predictions of an objective that `Predicts`, or None; they are made with its own metrics, in one
-    pass. ``evaluators(run)`` gives functions of a snapshot that return scores, or write files.
-    ``held_out(run)``, for the data as a whole, replaces the objective's own metrics.
-    ``sample(run)`` gives a function of a snapshot that returns held-out text with the model's
-    output as plain text.
+    ``baselines(config, data)`` scores guesses without a model. ``evaluators(run)`` gives functions
+    of a snapshot that return scores, or write files. ``sample(run)`` gives a function of a snapshot
+    that returns held-out text with the model's output as plain text. ``reader(run)`` gives a
+    `Reader` of the predictions of an objective that `Predicts`, or None: they are made in the pass
+    over the data that the objective's own metrics need. ``held_out(run)`` gives an evaluator that
+    takes the place of these metrics and of the reader.
     """
 
     baselines: Callable[[TrainConfig, Any], list[Baseline]] | None = None
-    reader: Callable[[EvaluatedRun], Reader | None] | None = None
     evaluators: Callable[[EvaluatedRun], list[Evaluator]] | None = None
     sample: Callable[[EvaluatedRun], Sample] | None = None
     held_out: Callable[[EvaluatedRun], Evaluator] | None = None
+    reader: Callable[[EvaluatedRun], Reader | None] | None = None
 
 
 _TRANSLATION_METRICS = ("bleu", "chrf", "rouge")
@@ -134,7 +139,8 @@ def _classes(run: EvaluatedRun) -> Reader:
 
 
 def _image_classes(run: EvaluatedRun) -> Reader | None:
-    return _classes(run) if run.prepared.label_names else None
+    """None without a report: a matrix of all classes for two more scores can be large."""
+    return _classes(run) if run.report is not None else None
 
 
 def _zero_shot(run: EvaluatedRun) -> list[Evaluator]:
@@ -157,24 +163,25 @@ TASKS: dict[type, Task] = {
         sample=lambda run: continued_samples(run.config, run.prepared, run.model),
     ),
     SequenceLoss: Task(target_token_baselines, sample=_answered),
-    SequenceToSequence: Task(target_token_baselines, evaluators=_translation, sample=_answered),
-    SequenceClassification: Task(classification.classification_baselines, _classes),
+    SequenceToSequence: Task(target_token_baselines, _translation, _answered),
+    SequenceClassification: Task(classification.classification_baselines, reader=_classes),
     TokenClassification: Task(
-        tagging_baselines, lambda run: entity_reader(run.config, run.prepared, run.report)
+        tagging_baselines,
+        reader=lambda run: entity_reader(run.config, run.prepared, run.report),
     ),
     QuestionAnswering: Task(
         question_baselines,
-        lambda run: question_reader(run.config, run.prepared, run.predictions),
+        reader=lambda run: question_reader(run.config, run.prepared, run.predictions),
     ),
     MultipleChoice: Task(choice_baselines),
-    ImageClassification: Task(classification.image_baselines, _image_classes),
-    MaskedImage: Task(reconstructions.reconstruction_baselines, evaluators=_reconstruction),
+    ImageClassification: Task(classification.image_baselines, reader=_image_classes),
+    MaskedImage: Task(reconstructions.reconstruction_baselines, _reconstruction),
     MaskedVideo: Task(),
     VideoClassification: Task(),
     PolicyObjective: Task(
         held_out=lambda run: reward_evaluator(run.config, run.prepared, run.model, run.scorers)
     ),
-    ImageTextContrastive: Task(pair_baselines, lambda run: retrieval, _zero_shot),
+    ImageTextContrastive: Task(pair_baselines, _zero_shot, reader=lambda run: retrieval),
 }
 
 
@@ -256,20 +263,20 @@ def _held_out_parts(prepared: Dataset) -> list[tuple[str, Dataset]]:
 def _held_out(
     task: Task, objective: Any
 ) -> Callable[[EvaluatedRun, Mapping[str, EvaluatedRun]], Evaluator]:
-    """A function of a run and its parts by name: its evaluator on the data as a whole."""
+    """Makes the evaluator of a run on all its data, whose components are given by name."""
 
     def compiled(snapshot: Snapshot) -> Callable[..., Any]:
         step = scored_prediction_step(objective, snapshot.functions)
         return compiled_together(compile_evaluation_step(step, snapshot.params, snapshot.mesh))
 
-    step = once_per_mesh(compiled)
+    step_of = once_per_shape(compiled)
 
     def held_out(run: EvaluatedRun, parts: Mapping[str, EvaluatedRun]) -> Evaluator:
         if task.held_out is not None:
             return task.held_out(run)
         readers = {name: task.reader(part) for name, part in parts.items()} if task.reader else {}
         read = {name: reader for name, reader in readers.items() if reader is not None}
-        return held_out_evaluator(run.config, run.prepared, read, step)
+        return held_out_evaluator(run.config, run.prepared, Readers(read, step_of))
 
     return held_out
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flax_transformers as ft
@@ -19,6 +20,7 @@ from flax_transformers.data.sources.text import TextSource
 from flax_transformers.errors import UserError
 from flax_transformers.evaluation import held_out
 from flax_transformers.evaluation.held_out import (
+    Readers,
     evenly_spread,
     held_out_batches,
     held_out_evaluator,
@@ -38,7 +40,7 @@ from flax_transformers.training.step import (
     make_evaluation_step,
     model_functions,
 )
-from tests.huggingface.tensors import drawn_parameters, parameter_shapes
+from flax_transformers.training.trainer import Trainer
 
 LENGTH = 32
 
@@ -246,7 +248,8 @@ def test_a_reader_gets_each_example_once_in_the_pass_that_gives_the_metrics(
     both = scored_prediction_step(objective, FUNCTIONS)
     with jax.set_mesh(mesh):
         step = compile_evaluation_step(both, params, mesh)
-        found = held_out_evaluator(config, prepared, {"": reader}, lambda _: step)(snapshot)
+        readers = Readers({"": reader}, lambda _: step)
+        found = held_out_evaluator(config, prepared, readers)(snapshot)
     assert len(passes) == 1
     assert found["eval/e"] == pytest.approx(expected, rel=1e-6)
     number = -(-count // 8)
@@ -258,13 +261,16 @@ def test_a_reader_gets_each_example_once_in_the_pass_that_gives_the_metrics(
         assert totals[1] / totals[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_metrics_and_predictions_run_the_model_once():
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_metrics_and_predictions_run_the_model_once(sizes):
     config = tiny_bert(architecture="BertForSequenceClassification", num_labels=3)
     model = build_model(config, ComputeConfig())
     functions = model_functions(model)
-    params = drawn_parameters(model, parameter_shapes(model))
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    count = int(np.prod(list(sizes.values())))
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:count])
+    params = Trainer(
+        model=model, objective=SequenceClassification(), optimizer=optax.sgd(0.1), mesh=mesh
+    ).abstract_params
     ids = np.ones((4, 16), np.int32)
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
     batch |= {"labels": np.zeros(4, np.int32), "weights": np.ones(4, np.float32)}

@@ -11,11 +11,12 @@ from flax_transformers.data.images.dataset import ImageData, ImageExamples
 from flax_transformers.data.images.image_text import ClassTexts, PreparedPairs
 from flax_transformers.evaluation.contrastive.retrieval import recalls
 from flax_transformers.evaluation.held_out import evenly_spread, scored_batches
-from flax_transformers.evaluation.predictions import once_per_mesh, predicted, rows_of_host
+from flax_transformers.evaluation.predictions import once_per_shape, predicted, rows_of_host
 from flax_transformers.objectives.base import Batch, ModelFunctions, Params, Vocabulary
 from flax_transformers.objectives.contrastive import ImageTextContrastive
 from flax_transformers.objectives.image_classification import ImageClassification
 from flax_transformers.objectives.images import ImageSpec
+from flax_transformers.parallel.distributed import compiled_together
 from flax_transformers.training.callbacks import Evaluator, Snapshot
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.step import compile_evaluation_step
@@ -32,9 +33,9 @@ def zero_shot_evaluator(config: TrainConfig, prepared: PreparedPairs) -> Evaluat
     """
     objective = config.objective
     assert isinstance(objective, ImageTextContrastive)
-    compiled = once_per_mesh(
+    compiled = once_per_shape(
         lambda snapshot: [
-            compile_evaluation_step(step, snapshot.params, snapshot.mesh)
+            compiled_together(compile_evaluation_step(step, snapshot.params, snapshot.mesh))
             for step in _steps(objective, snapshot.functions)
         ]
     )

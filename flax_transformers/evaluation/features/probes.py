@@ -18,7 +18,7 @@ from flax_transformers.evaluation.features.classifiers import linear_probe, near
 from flax_transformers.evaluation.features.embedding import encoder_of, image_embedding
 from flax_transformers.evaluation.held_out import EVALUATION_SEED, scored_examples
 from flax_transformers.evaluation.predictions import (
-    once_per_mesh,
+    once_per_shape,
     predicted,
     prediction_step,
     rows_of_host,
@@ -55,7 +55,7 @@ def probe_evaluator(
     functions = model_functions(encoder_of(model))
     objective: Any = image_embedding(config.model, pixels, None)
     parts = [("", prepared), *sets]
-    compiled = once_per_mesh(lambda s: prediction_step(objective, functions, s.params, s.mesh))
+    compiled = once_per_shape(lambda s: prediction_step(objective, functions, s.params, s.mesh))
 
     def evaluate(snapshot: Snapshot) -> dict[str, float]:
         step = compiled(snapshot)
