@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from flax_transformers.checkpointing.step_directories import finished_steps
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import FILE_NAME, read_metrics
 from flax_transformers.reporting.attention_charts import AttentionMaps
@@ -132,18 +133,21 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 def _run(name: str, folder: epath.Path) -> ReportedRun:
     config = _json(folder / "config.json", "{}")
-    samples = _texts(folder / "samples", ".txt")
+    rows = read_metrics(folder)
+    steps = [row["step"] for row in rows] + finished_steps(folder / "checkpoints")
+    last = max(steps, default=0)  # a stop saves without a row, and `evaluate` may have scored it
+    samples = _texts(folder / "samples", ".txt", last)
     return ReportedRun(
         name,
         folder,
         dict(_leaves(config)),
-        read_metrics(folder),
+        rows,
         _json(folder / "baselines.json", "[]"),
         samples[0] if samples else None,
-        _texts(folder / "evaluation", ".classes.txt"),
+        _texts(folder / "evaluation", ".classes.txt", last),
         [
-            *_pictures("reconstructions", folder / "samples", ".png"),
-            *_pictures("confusion matrix", folder / "evaluation", ".confusion.png"),
+            *_pictures("reconstructions", folder / "samples", ".png", last),
+            *_pictures("confusion matrix", folder / "evaluation", ".confusion.png", last),
         ],
     )
 
@@ -190,26 +194,30 @@ def _text(path: epath.Path) -> str | None:
     return path.read_bytes().decode("utf-8", errors="replace") if path.exists() else None
 
 
-def _newest(folder: epath.Path, ending: str) -> list[epath.Path]:
+def _newest(folder: epath.Path, ending: str, last: int) -> list[epath.Path]:
     """The files step_N.ENDING and step_N.PART.ENDING of the newest step: that of the whole data
-    first, then those of components and evaluation sets, by name."""
+    first, then those of components and evaluation sets, by name.
+
+    Files of steps after the ``last`` one are from before the run went back to a checkpoint.
+    """
     if not folder.exists():
         return []
     pattern = re.compile(rf"step_(\d+)(\..+)?{re.escape(ending)}")
     steps: dict[int, list[tuple[str, epath.Path]]] = {}
     for path in folder.iterdir():
-        if match := pattern.fullmatch(path.name):
+        if (match := pattern.fullmatch(path.name)) and int(match[1]) <= last:
             steps.setdefault(int(match[1]), []).append((match[2] or "", path))
     return [path for _, path in sorted(steps[max(steps)])] if steps else []
 
 
-def _texts(folder: epath.Path, ending: str) -> list[Text]:
-    paths = _newest(folder, ending)
+def _texts(folder: epath.Path, ending: str, last: int) -> list[Text]:
+    paths = _newest(folder, ending, last)
     return [Text(_title(path, ending), (_text(path) or "").strip("\n")) for path in paths]
 
 
-def _pictures(what: str, folder: epath.Path, ending: str) -> list[Picture]:
-    return [_picture(f"{what}, {_title(path, ending)}", path) for path in _newest(folder, ending)]
+def _pictures(what: str, folder: epath.Path, ending: str, last: int) -> list[Picture]:
+    paths = _newest(folder, ending, last)
+    return [_picture(f"{what}, {_title(path, ending)}", path) for path in paths]
 
 
 def _picture(title: str, path: epath.Path) -> Picture:

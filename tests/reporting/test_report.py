@@ -40,8 +40,13 @@ def write_run(folder, rate, losses):
     (folder / "evaluation").mkdir()
     config = {"seed": 0, "optimizer": {"learning_rate": rate}, "phases": [{"steps": 30}]}
     (folder / "config.json").write_text(json.dumps(config))
-    rows = [
-        {"step": 10 * (n + 1), "train/loss": loss, "eval/loss": loss + 1, "perf/mfu": 0.5}
+    rows = [  # the last one is of step 30, of which there are files
+        {
+            "step": 30 - 10 * (len(losses) - 1 - n),
+            "train/loss": loss,
+            "eval/loss": loss + 1,
+            "perf/mfu": 0.5,
+        }
         | {"optimizer/skipped_steps": 0}
         for n, loss in enumerate(losses)
     ]
@@ -168,6 +173,11 @@ def test_evaluation_sets_and_components_have_their_name_in_the_title(tmp_path):
     matrices = [f"confusion matrix, step 30{part}" for part in ("", ", a.b", ", cs")]
     assert [one.title for one in run.pictures] == ["reconstructions, step 30", *matrices]
     assert run.samples.title == "step 30"
+    # The run goes back to step 20 and has not come to step 30 again.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]))
+    ((run,), _) = read([tmp_path / "run"])
+    assert (run.samples.title, [one.title for one in run.reports]) == ("step 10", ["step 10"])
 
 
 def test_a_run_alone_has_its_whole_config(tmp_path, capsys):
