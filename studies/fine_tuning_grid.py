@@ -6,7 +6,7 @@ Data:      all-MiniLM-L6-v2, the published folder (sentence-transformers), and o
            zcat data_full.json.gz | jq -c '.train|group_by(.[1])[:15][][:20][]' > train.jsonl
            zcat data_full.json.gz | jq -c '.test|group_by(.[1])[:15][][]' > test.jsonl
            300 training sentences, scored on 450
-Hardware:  2 CPU cores, 100 minutes (measured while other jobs ran)
+Hardware:  2 CPU cores (AVX2), 40 minutes by two processes, --only 0/2 and 1/2 (measured)
 Result:    docs/results/fine_tuning_grid.md: accuracy of 28 to 92 %, 4 to 14 points between seeds
 Size:      2 batch sizes x 3 learning rates x 3 numbers of epochs x 5 seeds, an encoder of 6 layers,
            384 wide
