@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+from etils import epath
+from jax.sharding import Mesh
 
 from flax_transformers import runtime
 from flax_transformers.checkpointing.step_directories import has_checkpoint
 from flax_transformers.config_json import register_types_of
+from flax_transformers.data.dataset import Dataset
 from flax_transformers.distillation.batches import taught_batches
+from flax_transformers.evaluation.baselines import Baseline
 from flax_transformers.evaluation.report import introduce, report_results
 from flax_transformers.evaluation.saved_baselines import baselines_of_run, keep_baselines
-from flax_transformers.evaluation.tasks import evaluators
+from flax_transformers.evaluation.tasks import Sets, evaluators
 from flax_transformers.export import Exporter
 from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.sinks import MetricSink
@@ -21,9 +27,10 @@ from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.post_training.reinforcement.rollouts import Scorers, batch_source
 from flax_transformers.storage.workdir import check_unused, check_writable, open_workdir
 from flax_transformers.training import loop, run_state
-from flax_transformers.training.callbacks import Callback
+from flax_transformers.training.callbacks import Callback, Evaluator
 from flax_transformers.training.check_run import check_config, check_run
 from flax_transformers.training.config import TrainConfig
+from flax_transformers.training.resume import OnlineBatches
 from flax_transformers.training.setup import checked_mesh
 
 
@@ -49,6 +56,47 @@ def train(
     Raises UserError for mistakes in the config, the data or the workdir, before anything in
     ``workdir`` is overwritten.
     """
+    ready = make_ready(config, workdir, callbacks=callbacks, overrides=overrides)
+    outcome = loop.train_prepared(
+        ready.config,
+        ready.prepared,
+        ready.workdir,
+        ready.evaluators,
+        ready.initial,
+        profiling,
+        ready.callbacks,
+        sinks,
+        ready.online,
+    )
+    finish(ready, outcome)
+    return outcome
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A run before its first step, or before it resumes."""
+
+    config: TrainConfig
+    prepared: Dataset
+    workdir: epath.Path
+    evaluators: Sequence[Evaluator]
+    callbacks: Sequence[Callback]
+    initial: Callable[[Mesh], Any] | None
+    """Gives the weights that the config starts from; None: they are drawn."""
+    online: OnlineBatches | None
+    """Where batches come from that depend on the parameters; None: from the data alone."""
+    sets: Sets
+    baselines: Sequence[Baseline]
+
+
+def make_ready(
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    callbacks: Sequence[Callback] = (),
+    overrides: Sequence[str] = (),
+) -> ReadyRun:
+    """Checks a run and prepares its data; see `train`. Raises UserError."""
     register_types_of(config)
     runtime.start(config.platform, config.limits)
     watchdog.start(config.limits, config.logging.hang_dump_s)
@@ -80,20 +128,22 @@ def train(
             exporter = Exporter(config, model, folder, run_state.tokenizer_files(config, prepared))
             callbacks = [*callbacks, exporter]
     scorers: Scorers = {}
-    outcome = loop.train_prepared(
-        config,
-        prepared,
-        folder,
-        evaluators(config, prepared, model, folder, sets=sets, scorers=scorers),
-        runtime.initial_weights(config),
-        profiling,
-        callbacks,
-        sinks,
-        taught_batches(load)
-        if load
-        else batch_source(config, runtime.initial_weights(config), scorers),
+    initial = runtime.initial_weights(config)
+    return ReadyRun(
+        config=config,
+        prepared=prepared,
+        workdir=folder,
+        evaluators=evaluators(config, prepared, model, folder, sets=sets, scorers=scorers),
+        callbacks=callbacks,
+        initial=initial,
+        online=taught_batches(load) if load else batch_source(config, initial, scorers),
+        sets=sets,
+        baselines=baselines,
     )
+
+
+def finish(run: ReadyRun, outcome: loop.Outcome) -> None:
+    """Writes what a run leaves at its end, plots and its baselines, and prints its scores."""
     with watchdog.phase("evaluation"):  # plots and samples
-        keep_baselines(config, prepared, folder, baselines, sets)
-        report_results(folder, outcome, baselines)
-    return outcome
+        keep_baselines(run.config, run.prepared, run.workdir, run.baselines, run.sets)
+        report_results(run.workdir, outcome, run.baselines)

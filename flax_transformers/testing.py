@@ -195,7 +195,7 @@ def tiny_config(
 
 
 def batches_with_nan(bad: Container[int]) -> Callable[..., Any]:
-    """What to replace ``batches_on_mesh`` of ``training.loop`` with to see a run diverge.
+    """What to replace ``batches_on_mesh`` of ``training.resume`` with to see a run diverge.
 
     All floating-point values of the batches ``bad`` (places in the stream, from 0) are NaN.
     """

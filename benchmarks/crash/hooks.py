@@ -15,10 +15,10 @@ from typing import Any
 def _batches_with_nan(value: str) -> None:
     """``7:12``: batches 7 to 11 of the stream are NaN."""
     from flax_transformers.testing import batches_with_nan
-    from flax_transformers.training import loop
+    from flax_transformers.training import resume
 
     first, last = map(int, value.split(":"))
-    loop.batches_on_mesh = batches_with_nan(range(first, last))
+    resume.batches_on_mesh = batches_with_nan(range(first, last))
 
 
 def _unreadable(value: str) -> None:

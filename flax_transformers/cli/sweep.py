@@ -52,6 +52,9 @@ class Sweep:
     only: Annotated[str | None, option("INDEX/COUNT")] = None
     """Train every COUNT-th run, from number INDEX on, from 0. For array jobs; in SLURM's:
     $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."""
+    together: Flag = False
+    """Train the seeds of each point at the same time, by one program: for models so small that one
+    run does not fill a GPU or TPU. Scores differ by rounding."""
     report: Flag = False
     """Train nothing, and write table and plot of the runs that are finished."""
 
@@ -72,8 +75,8 @@ class Sweep:
         if not self.report:
             config = sweep.study.base
             runtime.start(config.platform, config.limits)
-            runner.check(sweep)
-            if not runner.train_all(sweep.runs[part]):
+            runner.check(sweep, together=self.together)
+            if not runner.train_all(sweep.runs[part], together=self.together):
                 return PREEMPTED
         if jax.process_index() == 0:
             _report(sweep, [run.name for run in sweep.runs[part]], required=self.report)

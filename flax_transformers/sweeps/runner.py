@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep one after another, and reads what finished runs have left.
+"""Trains the runs of a sweep, and reads what finished runs have left.
 
 Each training has a file ``sweep.json`` in its workdir: the config as the sweep gave it, the folder
 of the sweep, and the step at which it finished or the sentence that says why it failed. That of the
@@ -13,9 +13,10 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -36,10 +37,18 @@ from flax_transformers.sweeps.study import (
     option_fields,
     value_of,
 )
+from flax_transformers.sweeps.together import (
+    NotTogether,
+    check_equal_configs,
+    check_together,
+    train_together,
+)
 from flax_transformers.training import loop
 from flax_transformers.training.check_run import check_config
 from flax_transformers.training.config import TrainConfig, check_resumable
 from flax_transformers.training.setup import checked_mesh
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +75,9 @@ class Result:
     """Why it failed, in one sentence."""
 
 
-def check(sweep: StudyRuns) -> None:
-    """Raises UserError, before the first run, for a grid point that cannot be trained, and for a
-    folder that holds something else."""
+def check(sweep: StudyRuns, *, together: bool = False) -> None:
+    """Raises UserError, before the first run, for a grid point that cannot be trained, or not
+    ``together``, and for a folder that holds something else."""
     record = _read(sweep.folder) or {}
     base = record.get("base")
     if base is None and (sweep.folder / "config.json").exists():
@@ -80,6 +89,8 @@ def check(sweep: StudyRuns) -> None:
     for run in sweep.runs:
         for training in run.trainings:
             _check_workdir(training, run.trainings[0].workdir)
+            if together:
+                check_together(training.config)
     _warn_of_other_values(sweep)
     known = record.get("runs", [])  # a smaller grid does not remove runs
     runs = list(dict.fromkeys([*known, *(run.trainings[-1].workdir.name for run in sweep.runs)]))
@@ -191,34 +202,105 @@ def _moved(saved: Any, folder: str | None, first: epath.Path) -> Any:
     return "/".join([str(first), *parts[parts.index(first.name) + 1 :]])
 
 
-def train_all(todo: Sequence[StudyRun]) -> bool:
+def train_all(todo: Sequence[StudyRun], *, together: bool = False) -> bool:
     """Trains those of the runs that are not finished, in order; False if told to stop.
 
-    A run that fails is recorded, and the next one begins. In a job of several processes a failure
-    ends the job, as the processes would lose each other.
+    ``together``: the seeds of a point by one program, where they differ in nothing else. A run that
+    fails is recorded, and the next one begins. In a job of several processes a failure ends the
+    job, as the processes would lose each other.
     """
-    for number, run in enumerate(todo, 1):
-        _say(f"run {number} of {len(todo)}: {run.name}")
-        for training in run.trainings:
-            if _scores(training):
-                _say("finished before")
-                continue
-            outcome = _train(training)
-            if outcome is None:
-                break
-            if outcome.preempted or outcome.told_to_stop:
-                return False
+    begun = 0
+    for group in _by_point(todo) if together else [[run] for run in todo]:
+        first, begun = begun + 1, begun + len(group)
+        which = f"run {first}" if len(group) == 1 else f"runs {first} to {begun}"
+        _say(f"{which} of {len(todo)}: {', '.join(run.name for run in group)}")
+        if not _train_group(group):
+            return False
     return True
 
 
-def _train(training: Training) -> loop.Outcome | None:
-    """The outcome of a training; None if it failed or another process is at it."""
-    _record(training)
+def _by_point(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
+    """The runs of each point, points in the order of their first run."""
+    found: dict[str, list[StudyRun]] = defaultdict(list)
+    for run in runs:
+        found[run.point.name].append(run)
+    return list(found.values())
+
+
+def _train_group(group: Sequence[StudyRun]) -> bool:
+    """Trains the runs of a point: first all first trainings, then all second ones. False if told to
+    stop. A run whose first training fails has no second one."""
+    for stage in range(len(group[0].trainings)):
+        trainings = [run.trainings[stage] for run in group]
+        todo = [one for one in trainings if not _scores(one)]
+        if len(todo) < len(group):
+            _say(
+                "finished before"
+                if len(group) == 1
+                else f"{len(group) - len(todo)} of them finished before"
+            )
+        outcomes = dict(zip([one.workdir for one in todo], _train(todo), strict=True))
+        if any(one and (one.preempted or one.told_to_stop) for one in outcomes.values()):
+            return False
+        group = [run for run in group if outcomes.get(run.trainings[stage].workdir, True)]
+        if not group:
+            break
+    return True
+
+
+def _train(trainings: Sequence[Training]) -> list[loop.Outcome | None]:
+    """The outcomes of trainings, by one program where that is possible; see `_guarded`."""
+    if len(trainings) > 1:
+        try:
+            check_equal_configs([one.config for one in trainings])
+            return _train_together(trainings)
+        except NotTogether as error:
+            _say(f"one after another, as {error}")
+    found: list[loop.Outcome | None] = []
+    for one in trainings:
+        _record(one)
+        train = partial(runs.train, one.config, one.workdir, overrides=one.overrides)
+        found.append(_guarded(one, train))
+        if found[-1] and (found[-1].preempted or found[-1].told_to_stop):
+            break  # before the others begin
+    return found + [None] * (len(trainings) - len(found))
+
+
+def _train_together(trainings: Sequence[Training]) -> list[loop.Outcome | None]:
+    ready: dict[int, runs.ReadyRun] = {}
+    for index, one in enumerate(trainings):
+        _record(one)
+        make = partial(runs.make_ready, one.config, one.workdir, overrides=one.overrides)
+        if (made := _guarded(one, make)) is not None:
+            ready[index] = made
+    found: list[loop.Outcome | None] = [None] * len(trainings)
     try:
-        outcome = runs.train(training.config, training.workdir, overrides=training.overrides)
-        if not outcome.preempted:
-            _record(training, step=outcome.step)
-        return outcome
+        outcomes = train_together(list(ready.values()))
+    except NotTogether:
+        raise
+    except Exception as error:
+        outcomes = [error] * len(ready)
+    for (index, made), outcome in zip(ready.items(), outcomes, strict=True):
+        _say(trainings[index].workdir.name)
+        found[index] = _guarded(trainings[index], partial(_finish, made, outcome))
+    return found
+
+
+def _finish(run: runs.ReadyRun, outcome: loop.Outcome | Exception) -> loop.Outcome:
+    if isinstance(outcome, Exception):
+        raise outcome
+    runs.finish(run, outcome)
+    return outcome
+
+
+def _guarded(training: Training, call: Callable[[], T]) -> T | None:
+    """The result of a call, recorded if it is the outcome of a ``training``; None if it failed, or
+    another process trains it."""
+    try:
+        found = call()
+        if isinstance(found, loop.Outcome) and not found.preempted:
+            _record(training, step=found.step)
+        return found
     except WorkdirInUse as error:
         _say(f"left out: {error}")
     except Exception as error:  # whatever it is, the other runs may be fine

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -37,11 +37,9 @@ from flax_transformers.optim.spike_detection import TooManySkipped
 from flax_transformers.parallel.distributed import check_equal, compiled_together
 from flax_transformers.parallel.watchdog import watchdog
 from flax_transformers.storage.workdir import clear_side_files, open_workdir, workdir_lock
-from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.callbacks import Callback, Evaluator, Listeners, Snapshot
 from flax_transformers.training.config import AnyPhase, TrainConfig
 from flax_transformers.training.resume import (
-    Batches,
     OnlineBatches,
     Run,
     StartPoint,
@@ -99,9 +97,28 @@ def train_prepared(
     without it they are drawn. ``sinks`` get the metrics too, and are closed at the end. ``online``:
     where batches come from that depend on the parameters, such as rollouts.
 
-    Raises UserError for mistakes that the user can fix, before anything in ``workdir`` is
-    overwritten.
+    Raises UserError for mistakes of the user, before anything in ``workdir`` is overwritten.
     """
+    with opened(config, prepared, workdir, evaluators, profiling, callbacks, sinks, online) as run:
+        with watchdog.phase("restore"):
+            begun = start_or_resume(run, initial)
+        ended, stopped, told = _run_to_end(run, begun)
+    return outcome_of(run, ended, stopped, told)
+
+
+@contextlib.contextmanager
+def opened(
+    config: TrainConfig,
+    prepared: Dataset,
+    workdir: str | epath.Path,
+    evaluators: Sequence[Evaluator] = (),
+    profiling: Profiling | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[MetricSink] = (),
+    online: OnlineBatches | None = None,
+    shown: bool = True,
+) -> Iterator[Run]:
+    """Sets the mesh of a run and locks its workdir. ``shown``: its progress is printed."""
     clock = Clock()
     mesh = checked_mesh(config)
     workdir = open_workdir(workdir)
@@ -128,27 +145,28 @@ def train_prepared(
             checkpoints=Checkpoints(workdir / "checkpoints", config.retention),
             evaluators=evaluators,
             profiling=profiling or Profiling(),
-            listeners=Listeners(callbacks, sinks, partial(_sinks, config, workdir)),
+            listeners=Listeners(callbacks, sinks, partial(_sinks, config, workdir, shown)),
             clock=clock,
             tokenizer_files=tokenizer_files(config, prepared),
             latest={},
             online=online,
         )
-        with watchdog.phase("restore"):
-            begun = start_or_resume(run, initial)
         try:
-            ended, stopped, told = _run_to_end(run, begun)
+            yield run
         finally:
             with watchdog.phase("save"):
                 run.checkpoints.close()
-        step, total = ended.position.step, config.total_steps
-        early = reason_to_stop_early(config, ended.position) if step < total else None
-        is_through = step >= total or early is not None
-        preempted, stopped = not (is_through or stopped), stopped and not is_through
-        outcome = Outcome(step, preempted, dict(run.latest), stopped, early, told)
-        if is_through:
-            require_finite_end(workdir, step, outcome.metrics, ended.diverging_steps)
-    return outcome
+
+
+def outcome_of(run: Run, ended: StopPoint, stopped: bool = False, told: bool = False) -> Outcome:
+    """How a run ended. Raises UserError if it is through without a finite loss."""
+    step, total = ended.position.step, run.config.total_steps
+    early = reason_to_stop_early(run.config, ended.position) if step < total else None
+    is_through = step >= total or early is not None
+    if is_through:
+        require_finite_end(run.workdir, step, run.latest, ended.diverging_steps)
+    halted = stopped and not is_through
+    return Outcome(step, not (is_through or stopped), dict(run.latest), halted, early, told)
 
 
 def _run_to_end(run: Run, begun: StartPoint) -> tuple[StopPoint, bool, bool]:
@@ -179,7 +197,7 @@ def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
         run.clock.resume(read_metrics(run.workdir), position.step)
     with run.listeners.writing(position.step):
         if begun.unevaluated:
-            _make_up_evaluation(run, state, position)
+            make_up_evaluation(run, state, position)
         early = reason_to_stop_early(config, position)
         while position.step < config.total_steps and not stop.obeyed and early is None:
             position = position.normalized(config)
@@ -194,13 +212,13 @@ def _run_phases(run: Run, begun: StartPoint, stop: StopRequest) -> StopPoint:
     return StopPoint(position, False, diverging_steps, consumed)
 
 
-def _sinks(config: TrainConfig, workdir: epath.Path, step: int) -> list[MetricSink]:
+def _sinks(config: TrainConfig, workdir: epath.Path, shown: bool, step: int) -> list[MetricSink]:
     """Those that the config asks for, for rows after ``step``."""
     sinks: list[MetricSink] = [JsonLines(workdir, step)]
     if config.logging.tensorboard:
         sinks.append(TensorBoard(workdir, step))
     sinks += [sink.open(workdir, step) for sink in config.logging.sinks]
-    return [*sinks, Progress(config.total_steps, step)]
+    return [*sinks, Progress(config.total_steps, step)] if shown else sinks
 
 
 def _run_phase(
@@ -223,7 +241,7 @@ def _run_phase(
     step_metrics = make_step_metrics(config, phase, run.mesh, run.clock, totals)
     mixture = MixtureProgress(config.objective, config.phases, run.prepared, position.phase)
     with (
-        _batches(run, position, lambda: state) as batches,
+        run.batches(position, lambda: state) as batches,
         ExampleLog(run.workdir, position.step) as example_log,
         Watch(run.profiling, run.workdir, position.phase) as watch,
     ):
@@ -255,7 +273,7 @@ def _run_phase(
                     if not step_metrics.consecutive_skips or position.step == config.total_steps:
                         best = _saving_first(
                             run, state, position, step_metrics,
-                            partial(_evaluate, run, state, position, phase, evaluation_step),
+                            partial(evaluate_run, run, state, position, phase, evaluation_step),
                         )  # fmt: skip
                         early = reason_to_stop_early(config, position)
             stopping = stop.check(run.checkpoints, position.step, listeners.stop_reason)
@@ -266,18 +284,9 @@ def _run_phase(
                 with step_metrics.paused("checkpoint"), watchdog.phase("save"):
                     listeners.flush()  # metrics of the steps that the checkpoint holds
                     example_log.flush()
-                    if _save(run, state, position, step_metrics, stopping):
+                    if save(run, state, position, step_metrics, stopping):
                         saves.saved()
     return state, step_metrics.diverging_steps
-
-
-def _batches(
-    run: Run, position: RunPosition, state: Callable[[], TrainState]
-) -> contextlib.AbstractContextManager[Batches]:
-    """The batches from ``position`` on; see ``Run.online``."""
-    if run.online is not None:
-        return run.online(run, position, state)
-    return batches_on_mesh(run.config, run.prepared, run.mesh, position)
 
 
 def _saving_first(
@@ -301,17 +310,16 @@ def _saving_first(
             with watchdog.phase("save"):
                 run.listeners.flush()
                 step_metrics.fetch_previous()
-                _save(run, state, position, step_metrics, stopping=True)
+                save(run, state, position, step_metrics, stopping=True)
         raise
 
 
-def _evaluate(
+def evaluate_run(
     run: Run, state: TrainState, position: RunPosition, phase: AnyPhase, step: Callable[..., Any]
 ) -> bool:
     """Evaluates, and returns whether the scores are the best so far. Raises UserError."""
-    snapshot = Snapshot(
-        position.step, run.trainer.model_params(state), phase, run.mesh, run.trainer.functions, step
-    )
+    params, functions = run.trainer.model_params(state), run.trainer.functions
+    snapshot = Snapshot(position.step, params, phase, run.mesh, functions, step)
     position.evaluation_pending = False
     row: dict[str, float] = {}
     for evaluator in run.evaluators:
@@ -322,7 +330,7 @@ def _evaluate(
     return position.evaluated(run.config, row)
 
 
-def _make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> None:
+def make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> None:
     """Evaluates the step of a checkpoint that lacks its evaluation, and adds the scores to its
     meta. Raises UserError."""
     log.info("evaluating step %d, whose evaluation is missing", position.step)
@@ -331,7 +339,7 @@ def _make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> N
     run.clock.lap("start")
     with watchdog.phase("evaluation"):
         step = compiled_together(run.trainer.evaluation_step())
-        _evaluate(run, state, position, phase, step)
+        evaluate_run(run, state, position, phase, step)
         run.clock.lap("evaluation")
     with watchdog.phase("save"):
         run.listeners.flush()
@@ -339,7 +347,7 @@ def _make_up_evaluation(run: Run, state: TrainState, position: RunPosition) -> N
         run.checkpoints.update_meta(position.step, scored | {"config": to_json(run.config)})
 
 
-def _save(
+def save(
     run: Run, state: TrainState, position: RunPosition, step_metrics: StepMetrics, stopping: bool
 ) -> bool:
     """Saves a checkpoint, and returns whether it did.

@@ -25,6 +25,7 @@ from flax_transformers.monitoring.profiling import Profiling
 from flax_transformers.monitoring.throughput import REMEDY
 from flax_transformers.optim.finite import is_finite
 from flax_transformers.storage.workdir import set_aside_file, write_side_file, writing
+from flax_transformers.training.batches import batches_on_mesh
 from flax_transformers.training.callbacks import Evaluator, Listeners
 from flax_transformers.training.config import TrainConfig
 from flax_transformers.training.run_state import RunPosition, check_meta, reason_to_stop_early
@@ -57,6 +58,14 @@ class Run:
     @property
     def is_writer(self) -> bool:
         return jax.process_index() == 0
+
+    def batches(
+        self, position: RunPosition, state: Callable[[], TrainState]
+    ) -> AbstractContextManager[Batches]:
+        """The batches from ``position`` on; see ``online``."""
+        if self.online is not None:
+            return self.online(self, position, state)
+        return batches_on_mesh(self.config, self.prepared, self.mesh, position)
 
 
 Batches = Iterator[tuple[dict[str, jax.Array], np.ndarray]]

@@ -186,3 +186,15 @@ def test_an_option_for_all_runs_that_the_study_replaces_in_some_is_named(study, 
         "--optimizer.learning-rate is not set in slow,seed=0, where the study or --grid sets "
         "another value"
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device", "compiled_once")
+def test_together_trains_the_seeds_of_a_point_by_one_program(study, tmp_path, capsys):
+    workdir = ["--workdir", str(tmp_path / "sweep")]
+    assert main(["sweep", "small_config.py", *workdir, "--seeds", "2", "--together"]) == 0
+    assert "runs 1 to 2 of 2: seed=0, seed=1" in capsys.readouterr().out
+    assert len(scores(tmp_path / "sweep")) == 2
+    stopping = ["--early-stopping.patience", "2", "--evaluation.every-steps", "1"]
+    arguments = ["sweep", "small_config.py", "--workdir", str(tmp_path / "other"), "--together"]
+    assert "early_stopping cannot be trained together" in refused(capsys, *arguments, *stopping)

@@ -76,8 +76,8 @@ DIVERGING = """
 import sys
 from flax_transformers.cli.main import main
 from flax_transformers.testing import batches_with_nan
-from flax_transformers.training import loop
-loop.batches_on_mesh = batches_with_nan(range(5, 9))
+from flax_transformers.training import resume
+resume.batches_on_mesh = batches_with_nan(range(5, 9))
 sys.exit(main(sys.argv[1:]))
 """
 

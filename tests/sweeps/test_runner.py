@@ -136,7 +136,7 @@ def test_a_run_that_fails_is_recorded_the_others_go_on_and_it_is_tried_again(
 
 
 def test_a_run_that_really_diverges_is_recorded_with_its_sentence(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("flax_transformers.training.loop.batches_on_mesh", batches_with_nan({2}))
+    monkeypatch.setattr("flax_transformers.training.resume.batches_on_mesh", batches_with_nan({2}))
     sweep = sweep_of(replace(base, max_consecutive_skips=0), tmp_path / "all")
     assert trained_all(sweep)
     (diverged,) = runner.results(sweep)

@@ -22,7 +22,7 @@ from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.parallel.mesh import make_mesh
 from flax_transformers.testing import assert_bit_equal, batches_with_nan, tiny_config, write_corpus
-from flax_transformers.training import loop
+from flax_transformers.training import loop, resume
 from flax_transformers.training.callbacks import Callback
 from flax_transformers.training.config import Evaluation
 from flax_transformers.training.setup import make_trainer
@@ -45,7 +45,7 @@ def config(tmp_path):
 @pytest.fixture
 def spoil(monkeypatch):
     bad = set()
-    monkeypatch.setattr(loop, "batches_on_mesh", batches_with_nan(bad))
+    monkeypatch.setattr(resume, "batches_on_mesh", batches_with_nan(bad))
     return bad.update
 
 

@@ -238,9 +238,9 @@ def test_the_time_before_an_evaluation_that_is_made_up_is_that_of_the_start(corp
     clock.resume([{"step": 4, "time": 100.0} | {f"goodput/{kind}_s": 0.0 for kind in KINDS}], 4)
     now[0] += 900  # until the next attempt is ready
     monkeypatch.setattr(loop, "compiled_together", lambda step: step)
-    monkeypatch.setattr(loop, "_evaluate", lambda *given: now.insert(0, now[0] + 5))
+    monkeypatch.setattr(loop, "evaluate_run", lambda *given: now.insert(0, now[0] + 5))
     run = Mock(config=config_of(corpus), clock=clock, latest={})
-    loop._make_up_evaluation(run, None, RunPosition(step=4))
+    loop.make_up_evaluation(run, None, RunPosition(step=4))
     seconds = {name: value for name, value in clock.row().items() if value}
     assert seconds == {"goodput/start_s": 900.0, "goodput/evaluation_s": 5.0}
 

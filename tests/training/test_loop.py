@@ -25,7 +25,7 @@ from flax_transformers.testing import (
     tiny_config,
     write_corpus,
 )
-from flax_transformers.training import loop
+from flax_transformers.training import loop, resume
 from flax_transformers.training.config import Phase
 from flax_transformers.training.loop import train_prepared
 
@@ -209,7 +209,7 @@ def test_a_rate_may_change_when_a_run_goes_on(straight, corpus, caplog):
 
 
 def test_too_many_skipped_steps_end_the_run_and_keep_the_checkpoint(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "batches_on_mesh", batches_with_nan(range(6, 40)))
+    monkeypatch.setattr(resume, "batches_on_mesh", batches_with_nan(range(6, 40)))
     with pytest.raises(UserError, match="4 steps in a row"):
         run(config_for(corpus, steps=40, max_consecutive_skips=3), tmp_path)
     assert find_checkpoint(tmp_path).step == 5
@@ -251,7 +251,7 @@ def test_an_error_of_one_of_several_processes_is_raised_without_saving(
     """The other processes go on, and a save would wait for them."""
     saved = []
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    monkeypatch.setattr(loop, "_save", lambda *_, **__: saved.append(1))
+    monkeypatch.setattr(loop, "save", lambda *_, **__: saved.append(1))
     nothing = SimpleNamespace(flush=lambda: None, fetch_previous=lambda: None)
     run = SimpleNamespace(listeners=nothing, online=object())
 

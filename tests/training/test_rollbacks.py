@@ -19,7 +19,7 @@ from flax_transformers.data.dataset import prepare
 from flax_transformers.errors import UserError
 from flax_transformers.monitoring.metrics import read_metrics
 from flax_transformers.testing import assert_bit_equal, batches_with_nan, tiny_config, write_corpus
-from flax_transformers.training import loop
+from flax_transformers.training import loop, resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device", "compiled_once")]
 
@@ -43,7 +43,7 @@ def config(tmp_path):
 def spoil(monkeypatch):
     """Makes the batches of these places in the stream NaN."""
     bad = set()
-    monkeypatch.setattr(loop, "batches_on_mesh", batches_with_nan(bad))
+    monkeypatch.setattr(resume, "batches_on_mesh", batches_with_nan(bad))
     return bad.update
 
 

@@ -43,7 +43,7 @@ def saved(monkeypatch):
         step_metrics = SimpleNamespace(
             consecutive_skips=skips, diverging_steps=diverging, totals={}
         )
-        assert loop._save(run, None, RunPosition(step), step_metrics, stopping) == bool(found)
+        assert loop.save(run, None, RunPosition(step), step_metrics, stopping) == bool(found)
         return found
 
     return save
