@@ -360,11 +360,8 @@ def _evaluate_due(group: _Group, state: TrainState, logs: Mapping[int, ExampleLo
         return
     with group.paused("evaluation"), watchdog.phase("evaluation"):
         for member in due:
-            skips, end = (
-                group.metrics[member.index].consecutive_skips,
-                member.run.config.total_steps,
-            )
-            if member.failure or (skips and member.position.step < end):
+            skips = group.metrics[member.index].consecutive_skips
+            if member.failure or (skips and member.position.step < member.run.config.total_steps):
                 continue
             own = group.state_of(member, state)
             try:
